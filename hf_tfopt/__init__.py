@@ -1,0 +1,49 @@
+"""hf_tfopt: how well and how fast a Transformer trains, as an add-on to the Hugging Face Trainer.
+
+Every public name, grouped by station in the order of the data's flow. Names load on first use, so
+`import hf_tfopt` imports neither torch nor transformers.
+"""
+
+from hf_tfopt.registry import public_names
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    # data: text -> documents -> rows -> batch
+    "load_corpus": "hf_tfopt.data.corpus",
+    "train_tokenizer": "hf_tfopt.data.tokenizer",
+    "tokenize": "hf_tfopt.data.tokenizer",
+    "pack": "hf_tfopt.data.packing",
+    "ArrowRows": "hf_tfopt.data.rows",
+    "MaskedLMCollator": "hf_tfopt.data.collators",
+    "COLLATORS": "hf_tfopt.data",
+    # surgery: model -> the same model, edited
+    "unpadded_attention": "hf_tfopt.surgery.attention",
+    "SURGERIES": "hf_tfopt.surgery",
+    # losses: tensors -> (sum, count)
+    "LossSum": "hf_tfopt.losses.reduction",
+    "loss_func": "hf_tfopt.losses.for_trainer",
+    "LOSSES": "hf_tfopt.losses",
+    # objectives: model, batch -> named loss sums
+    "LanguageModeling": "hf_tfopt.objectives.language_modeling",
+    "OBJECTIVES": "hf_tfopt.objectives",
+    # optimizers: model -> parameter groups -> optimizer
+    "optimizer": "hf_tfopt.optimizers.for_trainer",
+    "build_optimizer": "hf_tfopt.optimizers.for_trainer",
+    "param_groups": "hf_tfopt.optimizers.param_groups",
+    "Muon": "hf_tfopt.optimizers.muon",
+    "OPTIMIZERS": "hf_tfopt.optimizers",
+    # trainer: the few overrides that have no constructor slot
+    "TfoptMixin": "hf_tfopt.trainer",
+    "TfoptTrainer": "hf_tfopt.trainer",
+    "TfoptSeq2SeqTrainer": "hf_tfopt.trainer",
+    "attach": "hf_tfopt.trainer",
+    "check_loss_scaling": "hf_tfopt.loss_scaling",
+    # the run
+    "PRESETS": "hf_tfopt.presets",
+    "Recipe": "hf_tfopt.recipe",
+    "load_recipe": "hf_tfopt.recipe",
+}
+
+__all__ = ["__version__", *_EXPORTS]
+__getattr__, __dir__ = public_names(__name__, _EXPORTS)
