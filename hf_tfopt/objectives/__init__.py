@@ -1,1 +1,10 @@
+"""Objectives: a model and a batch in, named loss sums out."""
 
+from hf_tfopt.registry import Lazy, Registry
+
+OBJECTIVES = Registry(
+    "objective",
+    {"language_modeling": Lazy("hf_tfopt.objectives.language_modeling:LanguageModeling")},
+)
+
+__all__ = ["OBJECTIVES"]

@@ -1,0 +1,243 @@
+"""Cross-entropy as a sum and a count, from logits or straight from the hidden states."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum
+
+# Logits held at once, in elements: 4 Mi of fp32 are 16 MiB, enough rows to keep a GEMM busy and
+# small beside the gradient of a 30k x 256 head (31 MiB).
+CHUNK_ELEMENTS = 4 * 2**20
+
+
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    label_smoothing: float = 0.0,
+    ignore_index: int = IGNORE_INDEX,
+) -> LossSum:
+    """Cross-entropy summed over the labelled positions, computed in fp32 or wider.
+
+    Equals `F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="sum",
+    label_smoothing=label_smoothing, ignore_index=ignore_index)`, but only labelled rows are read.
+
+    Args:
+        logits: [..., C], unnormalised.
+        labels: [...], class numbers in [0, C) or `ignore_index`.
+        label_smoothing: ε in [0, 1): the target is (1 - ε) one-hot + ε / C.
+        ignore_index: the label of positions without a target.
+
+    Raises:
+        ValueError: shapes that do not match, a label outside [0, C), ε outside [0, 1).
+
+    Paper: Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7 (ε / C form).
+    """
+    _check_smoothing(label_smoothing)
+    rows, targets = _labelled(logits, labels, ignore_index)
+    _check_range(targets, logits.shape[-1], ignore_index)
+    total = F.cross_entropy(
+        rows.to(torch.promote_types(rows.dtype, torch.float32)), targets, reduction="sum", label_smoothing=label_smoothing
+    )
+    return LossSum(total, _count(targets))
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    *,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> LossSum:
+    """Cross-entropy of a linear head, summed over the labelled positions, without keeping logits.
+
+    Equals `cross_entropy(cap(logit_scale * (hidden @ weight.T) + bias), labels, label_smoothing)`
+    with `cap(z) = softcap * tanh(z / softcap)`. Logits exist for one chunk of rows at a time, and
+    the gradients are formed in the forward pass, so that the peak is one chunk and the gradient of
+    the weight. Under autocast the products run in the autocast type; softmax, sums and the
+    accumulated gradients are fp32 (fp64 for fp64 inputs). Cannot be differentiated twice.
+
+    Args:
+        hidden: [..., H].
+        weight: [V, H].
+        labels: [...], in [0, V) or `ignore_index`.
+        bias: [V], or none.
+        label_smoothing: ε in [0, 1), the ε / V form.
+        logit_scale: factor of the product, before the bias.
+        softcap: largest absolute logit, approached by tanh (Gemma 2), or none.
+        ignore_index: the label of positions without a target; they cost nothing.
+        chunk_elements: logits held at once.
+
+    Raises:
+        ValueError: shapes that do not match, a label outside [0, V), ε outside [0, 1).
+
+    Paper: none; the idea is in Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language
+    Models". Differs: chunks of rows, gradients in the forward pass, plain PyTorch.
+    """
+    _check_smoothing(label_smoothing)
+    if hidden.shape[-1] != weight.shape[-1]:
+        raise ValueError(
+            f"hidden states of width {hidden.shape[-1]} do not fit a weight of shape "
+            f"{tuple(weight.shape)}"
+        )
+    rows, targets = _labelled(hidden, labels, ignore_index)
+    _check_range(targets, weight.shape[0], ignore_index)
+    total = _LinearCrossEntropy.apply(
+        rows, weight, bias, targets, label_smoothing, logit_scale, softcap, chunk_elements
+    )
+    assert isinstance(total, Tensor)
+    return LossSum(total, _count(targets))
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The sum over rows, with d(sum)/d(hidden, weight, bias) made on the way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        label_smoothing: float,
+        logit_scale: float,
+        softcap: float | None,
+        chunk_elements: int,
+    ) -> Tensor:
+        device = hidden.device.type
+        compute = hidden.dtype
+        if torch.is_autocast_enabled(device):
+            compute = torch.get_autocast_dtype(device)
+        wide = torch.promote_types(compute, torch.float32)
+        needs = ctx.needs_input_grad[:3]
+        shapes = (hidden, weight, bias)
+        gradients = [
+            torch.zeros_like(tensor, dtype=wide) if need and tensor is not None else None
+            for need, tensor in zip(needs, shapes, strict=True)
+        ]
+        total = hidden.new_zeros((), dtype=wide)
+        num_rows = max(1, chunk_elements // weight.shape[0])
+        with torch.autocast(device, enabled=False):
+            head = weight.to(compute)
+            for start in range(0, hidden.shape[0], num_rows):
+                part = slice(start, start + num_rows)
+                states = hidden[part].to(compute)
+                logits = _logits(states, head, bias, logit_scale, softcap)
+                total += _loss_and_slope_(logits, targets[part], label_smoothing, softcap)
+                if any(needs):
+                    _accumulate(gradients, part, logits, states, head, logit_scale)
+        ctx.gradients = gradients
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in shapes]
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = [
+            None if gradient is None else (gradient * upstream[0]).to(dtype)
+            for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
+        ]
+        return (*scaled, None, None, None, None, None)
+
+
+def _logits(
+    states: Tensor, head: Tensor, bias: Tensor | None, scale: float, softcap: float | None
+) -> Tensor:
+    """Logits of one chunk in fp32 (or wider), a buffer that the caller may overwrite."""
+    logits = states @ head.t()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if scale != 1.0:
+        logits.mul_(scale)
+    if bias is not None:
+        logits.add_(bias)
+    if softcap is not None:
+        logits.div_(softcap).tanh_().mul_(softcap)
+    return logits
+
+
+def _loss_and_slope_(
+    logits: Tensor, targets: Tensor, label_smoothing: float, softcap: float | None
+) -> Tensor:
+    """The chunk's loss; `logits` becomes d(loss)/d(logits before the cap), in place."""
+    slope_of_cap = None if softcap is None else 1 - (logits / softcap).square_()
+    target = targets.unsqueeze(-1)
+    log_partition = torch.logsumexp(logits, dim=-1, keepdim=True)
+    logits.sub_(log_partition)  # log-probabilities
+    loss = -(1 - label_smoothing) * logits.gather(-1, target).sum()
+    if label_smoothing:
+        uniform = label_smoothing / logits.shape[-1]
+        loss = loss - uniform * logits.sum()
+    logits.exp_()
+    logits.scatter_add_(-1, target, logits.new_full(target.shape, label_smoothing - 1))
+    if label_smoothing:
+        logits.sub_(label_smoothing / logits.shape[-1])
+    if slope_of_cap is not None:
+        logits.mul_(slope_of_cap)
+    return loss
+
+
+def _accumulate(
+    gradients: list[Tensor | None],
+    part: slice,
+    slope: Tensor,
+    states: Tensor,
+    head: Tensor,
+    scale: float,
+) -> None:
+    """Add one chunk's share to the fp32 gradients of (hidden, weight, bias)."""
+    of_hidden, of_weight, of_bias = gradients
+    if of_bias is not None:
+        of_bias += slope.sum(0)
+    slope = (slope if scale == 1.0 else slope * scale).to(head.dtype)
+    if of_hidden is not None:
+        of_hidden[part] = slope @ head
+    if of_weight is None:
+        return
+    if head.dtype == of_weight.dtype:
+        of_weight.addmm_(slope.t(), states)  # accumulates in place: no [V, H] temporary
+    else:
+        of_weight += slope.t() @ states
+
+
+def _labelled(tensor: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Rows of `tensor` [..., F] that have a label, and their labels."""
+    if tensor.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)} do not fit {tuple(tensor.shape)}: "
+            "all dimensions but the last must be the same"
+        )
+    targets = labels.reshape(-1)
+    index = targets.ne(ignore_index).nonzero().squeeze(-1)
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    if index.numel() == targets.numel():
+        return rows, targets
+    return rows.index_select(0, index), targets.index_select(0, index)
+
+
+def _count(targets: Tensor) -> Tensor:
+    return torch.tensor(targets.numel(), device=targets.device)
+
+
+def _check_range(targets: Tensor, num_classes: int, ignore_index: int) -> None:
+    # On an accelerator a look at the values would cost a synchronisation; its gather asserts.
+    if targets.device.type != "cpu" or not targets.numel():
+        return
+    low, high = (int(value) for value in torch.aminmax(targets))
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"label {low if low < 0 else high} is outside [0, {num_classes}); "
+            f"positions without a target are labelled {ignore_index}"
+        )
+
+
+def _check_smoothing(label_smoothing: float) -> None:
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing is {label_smoothing}; it must be in [0, 1)")

@@ -1,0 +1,103 @@
+"""Masked, causal and sequence-to-sequence language modelling through the loss at the head."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from hf_tfopt.losses.cross_entropy import cross_entropy
+from hf_tfopt.losses.head import HeadPlan, forward_with_loss, logits_of, shift
+from hf_tfopt.losses.head_plan import plan_head
+from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum, perplexity
+
+logger = logging.getLogger(__name__)
+
+
+class LanguageModeling:
+    """Cross-entropy of the labelled tokens, for every `ForMaskedLM`, `ForCausalLM` and seq2seq head.
+
+    Equals `F.cross_entropy(model(**inputs).logits.flatten(0, 1), labels.flatten(), reduction="sum")`
+    (labels shifted for causal models), but only labelled positions pass through the model's head
+    and no logits are kept, where the model allows it; the log says so where it does not.
+
+    Args:
+        label_smoothing: ε in [0, 1) while training, the ε / V form; evaluation is never smoothed.
+        at_head: False takes the loss from the model's full logits.
+
+    Raises:
+        ValueError: ε outside [0, 1); while preparing, no label in the first batch, or a model whose
+            own loss is not the cross-entropy of its logits.
+
+    Paper: Devlin et al. 2019, "BERT"; no difference in the loss itself.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0, at_head: bool = True):
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {label_smoothing}; it must be in [0, 1)")
+        self.label_smoothing = label_smoothing
+        self.at_head = at_head
+        self.plan: HeadPlan | None = None
+
+    def prepare(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
+        """Find how the loss reaches this model's head (`losses.head_plan`)."""
+        if self.plan is not None:
+            return
+        labels = batch.get("labels")
+        if labels is None:
+            raise ValueError(f"the batch has no labels, only {', '.join(batch)}")
+        if not bool(labels.ne(IGNORE_INDEX).any()):
+            raise ValueError(
+                f"every label of the batch is {IGNORE_INDEX}, ignored: there is nothing to train on"
+            )
+        self.plan = plan_head(model, _inputs(model, batch), labels)
+        if not self.at_head:
+            self.plan = HeadPlan(None, None, is_shifted=self.plan.is_shifted)
+        elif self.plan.head is None:
+            rows = "all positions" if self.plan.body is None else "the labelled positions"
+            logger.warning(
+                "%s does not end in a plain linear head: its loss is exact, but %s keep their logits",
+                type(model).__name__,
+                rows,
+            )
+
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The number of labelled positions."""
+        return {"cross_entropy": self._targets(batch).ne(IGNORE_INDEX).sum()}
+
+    def terms(
+        self, model: nn.Module, module: nn.Module, batch: Mapping[str, Any], with_outputs: bool
+    ) -> tuple[dict[str, LossSum], Any]:
+        """One term, `cross_entropy`; with outputs it is taken from the model's full logits."""
+        assert self.plan is not None, "prepare() comes first"
+        targets = self._targets(batch)
+        inputs = _inputs(module, batch)
+        smoothing = self.label_smoothing if model.training else 0.0
+        if with_outputs:
+            outputs = model(**inputs)
+            return {"cross_entropy": cross_entropy(logits_of(outputs), targets, smoothing)}, outputs
+        term = forward_with_loss(self.plan, module, lambda: model(**inputs), targets, smoothing)
+        return {"cross_entropy": term}, None
+
+    def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Perplexity per token, `exp(sum of nll / number of tokens)`."""
+        return {"perplexity": perplexity(means["cross_entropy"])}
+
+    def _targets(self, batch: Mapping[str, Any]) -> Tensor:
+        """Labels as the positions predict them; `shift_labels` in a batch are shifted already."""
+        if "shift_labels" in batch:
+            return batch["shift_labels"]
+        assert self.plan is not None, "prepare() comes first"
+        return shift(batch["labels"]) if self.plan.is_shifted else batch["labels"]
+
+
+def _inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch without its labels, but with the decoder's inputs that T5 or BART make of them."""
+    inputs = {key: value for key, value in batch.items() if key not in ("labels", "shift_labels")}
+    config = getattr(model, "config", None)
+    needs_decoder_ids = getattr(config, "is_encoder_decoder", False)
+    if needs_decoder_ids and not {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys():
+        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(
+            labels=batch["labels"]
+        )
+    return inputs

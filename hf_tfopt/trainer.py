@@ -1,0 +1,255 @@
+"""The few overrides of the host's Trainer that have no constructor slot, and `attach` for the rest."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
+from transformers.trainer_utils import unwrap_peft_model
+
+from hf_tfopt.losses.for_trainer import loss_func
+from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum, add, combine, divide
+from hf_tfopt.objectives.base import Objective
+from hf_tfopt.objectives.language_modeling import LanguageModeling
+
+logger = logging.getLogger(__name__)
+
+
+class TfoptMixin(Trainer):
+    """Exact losses for any Trainer: `class MyTrainer(TfoptMixin, SFTTrainer): ...`.
+
+    The loss is `sum over all accumulated micro-batches and processes / count over the same`, so that
+    8x1, 1x8, 4x2 and two processes give the same loss, gradient and weights. `evaluate()` reports
+    `eval_loss = sum of nll / number of tokens` and `eval_perplexity`, not means of batch means.
+
+    Args:
+        objective: what to train; "auto" is language modelling for a model with an output embedding
+            whose batches have labels, and otherwise, as with None, the host's own loss.
+        args: the arguments of the Trainer that follows.
+
+    Raises:
+        ValueError: before the first step, an objective that does not fit the model.
+    """
+
+    def __init__(self, *args: Any, objective: Objective | str | None = "auto", **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._is_auto = objective == "auto"
+        if isinstance(objective, str) and not self._is_auto:
+            raise ValueError(
+                f"objective is {objective!r}; give an objective (such as LanguageModeling()), "
+                "None for the model's own loss, or 'auto'"
+            )
+        self.objective = self._auto_objective() if isinstance(objective, str) else objective
+        self._is_prepared = False
+        self._counts: dict[str, Tensor] = {}
+        self._evaluated: list[dict[str, LossSum]] = []
+        if self.objective is not None:
+            self.loss_is_scaled_for_ga = True  # read by the host's training_step
+        adopt_collator(self)
+
+    def _auto_objective(self) -> Objective | None:
+        has_own_way = self.compute_loss_func is not None or self.label_smoother is not None
+        embedding = getattr(self._module(), "get_output_embeddings", lambda: None)()
+        return None if has_own_way or embedding is None else LanguageModeling()
+
+    def _module(self) -> nn.Module:
+        """The model without DDP, compilation or adapters around it."""
+        return unwrap_peft_model(self.accelerator.unwrap_model(self.model))  # pyright: ignore[reportArgumentType]
+
+    def _prepare_objective(self, batch: Mapping[str, Any]) -> None:
+        """Once, with the first batch; an automatic objective that does not fit gives way, aloud."""
+        if self._is_prepared or self.objective is None:
+            return
+        self._is_prepared = True
+        try:
+            self.objective.prepare(self._module(), self._prepare_inputs(dict(batch)))
+        except ValueError as error:
+            if not self._is_auto:
+                raise
+            logger.warning("Training on the model's own loss, scaled by the host: %s", error)
+            self.objective = None
+            self.loss_is_scaled_for_ga = None
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The host's micro-batches of one step, whose items are counted for the loss's division."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            self._prepare_objective(batches[0])
+        if self.objective is not None:
+            self._counts = self._counted([self.objective.counts(batch) for batch in batches])
+        return batches, num_items
+
+    def _counted(self, pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Each term's count over all micro-batches of all processes that see different data."""
+        names = sorted({name for piece in pieces for name in piece})
+        totals = {
+            name: sum(piece[name] for piece in pieces).to(self.args.device)  # pyright: ignore
+            for name in names
+        }
+        if self.args.world_size > 1:
+            totals = {name: self.accelerator.gather(count).sum() for name, count in totals.items()}
+        replicas = self.get_tp_size() * self.get_cp_size() * self.get_sp_size()
+        return {name: count / replicas for name, count in totals.items()}
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective's terms, divided by the counts of the whole batch; else the host's loss."""
+        if self.objective is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        terms, outputs = self.objective.terms(model, self._module(), inputs, return_outputs)
+        if not model.training:
+            self._evaluated.append({name: _detached(term) for name, term in terms.items()})
+            loss = combine(terms)
+        else:
+            # DDP and FSDP average gradients over the processes that saw different data.
+            processes = self.accelerator.num_processes // self.get_tp_size()
+            loss = combine(terms, self._counts) * processes
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **options: Any,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """The host's, but without logits where only the loss is asked for, and each example once."""
+        if "labels" in inputs:
+            self._prepare_objective(inputs)
+            inputs = self._without_repeats(inputs)
+        if self.objective is None or not prediction_loss_only or "labels" not in inputs:
+            return super().prediction_step(
+                model, inputs, prediction_loss_only, ignore_keys=ignore_keys, **options
+            )
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        return loss.detach(), None, None
+
+    def _without_repeats(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Unlabel the examples that fill up the last batch of several processes a second time."""
+        state = self.accelerator.gradient_state
+        labels = inputs["labels"]
+        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return inputs
+        size = self.args.eval_batch_size
+        num_own = min(max(state.remainder - self.args.process_index * size, 0), size)
+        labels = labels.clone()
+        if labels.shape[0] == 1 and "cu_seq_lens_q" in inputs:  # examples end to end in one row
+            labels[:, inputs["cu_seq_lens_q"][num_own :].min() :] = IGNORE_INDEX
+        else:
+            labels[num_own:] = IGNORE_INDEX
+        return {**inputs, "labels": labels}
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """The host's loop, its loss replaced by `sum of the terms / their counts` over all of it."""
+        self._evaluated = []
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        if self._evaluated and self.objective is not None:
+            means = self._evaluation_means()
+            metrics = {"loss": sum(means.values()), **self.objective.metrics(means)}
+            output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in metrics.items()})
+        self._evaluated = []
+        return output
+
+    def _evaluation_means(self) -> dict[str, float]:
+        means: dict[str, float] = {}
+        for name in self._evaluated[0]:
+            term = add(terms[name] for terms in self._evaluated)
+            total, count = (self.accelerator.reduce(part, "sum") for part in term)
+            means[name] = float(divide(total, count))  # pyright: ignore[reportArgumentType]
+        return means
+
+
+class TfoptTrainer(TfoptMixin, Trainer):
+    """`transformers.Trainer` with exact losses at the head; see `TfoptMixin`."""
+
+
+class TfoptSeq2SeqTrainer(TfoptMixin, Seq2SeqTrainer):
+    """`transformers.Seq2SeqTrainer` with exact losses at the head; see `TfoptMixin`."""
+
+
+def attach(
+    trainer: Trainer,
+    loss: Callable[..., Tensor] | None = None,
+    callbacks: Iterable[TrainerCallback] = (),
+) -> Trainer:
+    """Give an existing Trainer an exact loss and our callbacks, in place.
+
+    Equals constructing it with `compute_loss_func=loss, callbacks=callbacks`, but the callbacks come
+    before the reporters, and a collator that needs to know the epoch is told.
+
+    Args:
+        trainer: any instance of `transformers.Trainer`, before `train()`.
+        loss: for `compute_loss_func`; none: `loss_func("cross_entropy")`.
+        callbacks: put in front of those it has.
+
+    Returns:
+        The same trainer.
+
+    Raises:
+        ValueError: the trainer has a loss already, or smooths labels itself, or its encoder-decoder
+            model would be left without decoder inputs.
+    """
+    if trainer.compute_loss_func is not None and loss is not None:
+        raise ValueError("the trainer has a compute_loss_func already; attach would replace it")
+    if trainer.label_smoother is not None:
+        raise ValueError(
+            "args.label_smoothing_factor would silently be ignored beside an attached loss; set it "
+            "to 0 and attach loss_func('cross_entropy', label_smoothing=...)"
+        )
+    if trainer.compute_loss_func is None and not isinstance(trainer, TfoptMixin):
+        _give_decoder_inputs(trainer)
+        trainer.compute_loss_func = loss or loss_func("cross_entropy")
+    handler = trainer.callback_handler
+    for callback in reversed(list(callbacks)):
+        handler.callbacks.insert(0, callback)
+        callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+    adopt_collator(trainer)
+    return trainer
+
+
+def adopt_collator(trainer: Any) -> None:
+    """Make a collator that is a callback too (it follows the epochs) one of the trainer's own."""
+    collator = trainer.data_collator
+    if not isinstance(collator, TrainerCallback):
+        return
+    if collator not in trainer.callback_handler.callbacks:
+        trainer.callback_handler.callbacks.insert(0, collator)
+        collator.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+
+
+def _give_decoder_inputs(trainer: Any) -> None:
+    """The host takes labels out of the batch, so T5 and BART need `decoder_input_ids` in it."""
+    if not getattr(getattr(trainer.model, "config", None), "is_encoder_decoder", False):
+        return
+    if not hasattr(trainer.data_collator, "model"):
+        raise ValueError(
+            f"{type(trainer.model).__name__} makes its decoder inputs from labels, which the host "
+            f"takes out of the batch for a compute_loss_func, and {type(trainer.data_collator).__name__} "
+            "does not make them: use DataCollatorForSeq2Seq(tokenizer, model=model) or TfoptTrainer"
+        )
+    trainer.data_collator.model = trainer.model
+
+
+def _detached(term: LossSum) -> LossSum:
+    return LossSum(term.sum.detach(), term.count.detach())
