@@ -45,5 +45,5 @@ _EXPORTS = {
     "load_recipe": "hf_tfopt.recipe",
 }
 
-__all__ = ["__version__", *_EXPORTS]
+__all__ = ["__version__", *_EXPORTS]  # pyright: ignore[reportUnsupportedDunderAll]
 __getattr__, __dir__ = public_names(__name__, _EXPORTS)

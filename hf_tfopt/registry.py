@@ -1,7 +1,7 @@
 """Name -> thing, where a misspelt name or option is answered with the nearest right one.
 
-Each kind of thing (optimizers, collators, objectives, presets ...) has one `Registry`, written out as
-a readable table in the `__init__.py` of its folder.
+Each kind of thing (optimizers, collators, objectives, presets ...) has one `Registry`, written out
+as a readable table in the `__init__.py` of its folder.
 """
 
 import inspect
@@ -39,9 +39,7 @@ class Lazy:
         except ImportError as error:
             if not self.extra:
                 raise
-            raise ImportError(
-                f"{self.path} needs: pip install 'hf-tfopt[{self.extra}]'"
-            ) from error
+            raise ImportError(f"{self.path} needs: pip install 'hf-tfopt[{self.extra}]'") from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -109,6 +107,7 @@ def public_names(
             except ModuleNotFoundError as error:
                 if error.name != submodule:  # the submodule is there; what it imports is not
                     raise
-        raise AttributeError(f"module {package!r} has no attribute {name!r}{nearest(name, exports)}")
+        hint = nearest(name, exports)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}{hint}")
 
     return load, lambda: sorted(exports)

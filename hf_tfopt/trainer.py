@@ -1,4 +1,4 @@
-"""The few overrides of the host's Trainer that have no constructor slot, and `attach` for the rest."""
+"""The few overrides of the host's Trainer that have no constructor slot, and `attach`."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_utils import unwrap_peft_model
 
 from hf_tfopt.losses.for_trainer import loss_func
@@ -20,8 +21,8 @@ logger = logging.getLogger(__name__)
 class TfoptMixin(Trainer):
     """Exact losses for any Trainer: `class MyTrainer(TfoptMixin, SFTTrainer): ...`.
 
-    The loss is `sum over all accumulated micro-batches and processes / count over the same`, so that
-    8x1, 1x8, 4x2 and two processes give the same loss, gradient and weights. `evaluate()` reports
+    The loss is `sum / count` over all accumulated micro-batches of all processes, so that 8x1, 1x8,
+    4x2 and two processes give the same loss, gradient and weights. `evaluate()` reports
     `eval_loss = sum of nll / number of tokens` and `eval_perplexity`, not means of batch means.
 
     Args:
@@ -64,6 +65,11 @@ class TfoptMixin(Trainer):
             return
         self._is_prepared = True
         try:
+            if self.args.n_gpu > 1:
+                raise ValueError(
+                    f"{self.args.n_gpu} GPUs in one process (DataParallel) cannot share a head; "
+                    "start one process for each with torchrun"
+                )
             self.objective.prepare(self._module(), self._prepare_inputs(dict(batch)))
         except ValueError as error:
             if not self._is_auto:
@@ -78,7 +84,7 @@ class TfoptMixin(Trainer):
         """The host's micro-batches of one step, whose items are counted for the loss's division."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
-            self._prepare_objective(batches[0])
+            self._prepare_objective(next(filter(_has_targets, batches), batches[0]))
         if self.objective is not None:
             self._counts = self._counted([self.objective.counts(batch) for batch in batches])
         return batches, num_items
@@ -87,11 +93,12 @@ class TfoptMixin(Trainer):
         """Each term's count over all micro-batches of all processes that see different data."""
         names = sorted({name for piece in pieces for name in piece})
         totals = {
-            name: sum(piece[name] for piece in pieces).to(self.args.device)  # pyright: ignore
+            name: torch.stack([piece[name] for piece in pieces]).sum().to(self.args.device)
             for name in names
         }
         if self.args.world_size > 1:
-            totals = {name: self.accelerator.gather(count).sum() for name, count in totals.items()}
+            gather: Any = self.accelerator.gather
+            totals = {name: gather(count).sum() for name, count in totals.items()}
         replicas = self.get_tp_size() * self.get_cp_size() * self.get_sp_size()
         return {name: count / replicas for name, count in totals.items()}
 
@@ -122,8 +129,8 @@ class TfoptMixin(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
         **options: Any,
-    ) -> tuple[Tensor | None, Any, Any]:
-        """The host's, but without logits where only the loss is asked for, and each example once."""
+    ) -> Any:
+        """The host's, but no logits where only the loss is asked for, and each example once."""
         if "labels" in inputs:
             self._prepare_objective(inputs)
             inputs = self._without_repeats(inputs)
@@ -146,7 +153,7 @@ class TfoptMixin(Trainer):
         num_own = min(max(state.remainder - self.args.process_index * size, 0), size)
         labels = labels.clone()
         if labels.shape[0] == 1 and "cu_seq_lens_q" in inputs:  # examples end to end in one row
-            labels[:, inputs["cu_seq_lens_q"][num_own :].min() :] = IGNORE_INDEX
+            labels[:, inputs["cu_seq_lens_q"][num_own:].min() :] = IGNORE_INDEX
         else:
             labels[num_own:] = IGNORE_INDEX
         return {**inputs, "labels": labels}
@@ -159,7 +166,7 @@ class TfoptMixin(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """The host's loop, its loss replaced by `sum of the terms / their counts` over all of it."""
+        """The host's loop, its loss replaced by `sum of the terms / their counts`."""
         self._evaluated = []
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
@@ -167,7 +174,8 @@ class TfoptMixin(Trainer):
         if self._evaluated and self.objective is not None:
             means = self._evaluation_means()
             metrics = {"loss": sum(means.values()), **self.objective.metrics(means)}
-            output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in metrics.items()})
+            exact = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+            output = output._replace(metrics={**(output.metrics or {}), **exact})
         self._evaluated = []
         return output
 
@@ -180,7 +188,7 @@ class TfoptMixin(Trainer):
         return means
 
 
-class TfoptTrainer(TfoptMixin, Trainer):
+class TfoptTrainer(TfoptMixin):
     """`transformers.Trainer` with exact losses at the head; see `TfoptMixin`."""
 
 
@@ -195,8 +203,8 @@ def attach(
 ) -> Trainer:
     """Give an existing Trainer an exact loss and our callbacks, in place.
 
-    Equals constructing it with `compute_loss_func=loss, callbacks=callbacks`, but the callbacks come
-    before the reporters, and a collator that needs to know the epoch is told.
+    Equals constructing it with `compute_loss_func=loss, callbacks=callbacks`, but the callbacks
+    come before the reporters, and a collator that needs to know the epoch is told.
 
     Args:
         trainer: any instance of `transformers.Trainer`, before `train()`.
@@ -207,8 +215,7 @@ def attach(
         The same trainer.
 
     Raises:
-        ValueError: the trainer has a loss already, or smooths labels itself, or its encoder-decoder
-            model would be left without decoder inputs.
+        ValueError: the trainer has a loss already, or smooths labels itself.
     """
     if trainer.compute_loss_func is not None and loss is not None:
         raise ValueError("the trainer has a compute_loss_func already; attach would replace it")
@@ -217,14 +224,14 @@ def attach(
             "args.label_smoothing_factor would silently be ignored beside an attached loss; set it "
             "to 0 and attach loss_func('cross_entropy', label_smoothing=...)"
         )
+    adopt_collator(trainer)
     if trainer.compute_loss_func is None and not isinstance(trainer, TfoptMixin):
-        _give_decoder_inputs(trainer)
+        _adapt_collator(trainer)
         trainer.compute_loss_func = loss or loss_func("cross_entropy")
     handler = trainer.callback_handler
     for callback in reversed(list(callbacks)):
         handler.callbacks.insert(0, callback)
         callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
-    adopt_collator(trainer)
     return trainer
 
 
@@ -238,17 +245,41 @@ def adopt_collator(trainer: Any) -> None:
         collator.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
 
 
-def _give_decoder_inputs(trainer: Any) -> None:
-    """The host takes labels out of the batch, so T5 and BART need `decoder_input_ids` in it."""
-    if not getattr(getattr(trainer.model, "config", None), "is_encoder_decoder", False):
-        return
-    if not hasattr(trainer.data_collator, "model"):
-        raise ValueError(
-            f"{type(trainer.model).__name__} makes its decoder inputs from labels, which the host "
-            f"takes out of the batch for a compute_loss_func, and {type(trainer.data_collator).__name__} "
-            "does not make them: use DataCollatorForSeq2Seq(tokenizer, model=model) or TfoptTrainer"
-        )
-    trainer.data_collator.model = trainer.model
+class _ExactBatches:
+    """A collator whose batches suit a `compute_loss_func`, which sees outputs and labels alone.
+
+    Encoder-decoders keep the decoder inputs that they would make of the labels, which the host
+    takes out of the batch. Causal models lose the label of the first position: it is never a
+    target, but the host counts it for models it does not know to shift labels (GPT-2).
+    """
+
+    def __init__(self, collator: Callable[[Any], dict[str, Any]], model: Any, is_causal: bool):
+        self.collator = collator
+        self.model = model
+        self.is_causal = is_causal
+
+    def __call__(self, features: Any) -> dict[str, Any]:
+        batch = self.collator(features)
+        if "labels" not in batch:
+            return batch
+        if self.is_causal:
+            batch["labels"] = batch["labels"].clone()
+            batch["labels"][..., 0] = IGNORE_INDEX
+        elif "decoder_input_ids" not in batch:
+            shifted = self.model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+            batch["decoder_input_ids"] = shifted
+        return batch
+
+
+def _adapt_collator(trainer: Any) -> None:
+    model = unwrap_peft_model(trainer.model)
+    is_causal = type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    if is_causal or getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        trainer.data_collator = _ExactBatches(trainer.data_collator, model, is_causal)
+
+
+def _has_targets(batch: Mapping[str, Any]) -> bool:
+    return "labels" in batch and bool(batch["labels"].ne(IGNORE_INDEX).any())
 
 
 def _detached(term: LossSum) -> LossSum:

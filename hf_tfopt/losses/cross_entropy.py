@@ -40,7 +40,10 @@ def cross_entropy(
     rows, targets = _labelled(logits, labels, ignore_index)
     _check_range(targets, logits.shape[-1], ignore_index)
     total = F.cross_entropy(
-        rows.to(torch.promote_types(rows.dtype, torch.float32)), targets, reduction="sum", label_smoothing=label_smoothing
+        rows.to(torch.promote_types(rows.dtype, torch.float32)),
+        targets,
+        reduction="sum",
+        label_smoothing=label_smoothing,
     )
     return LossSum(total, _count(targets))
 
@@ -140,9 +143,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         scaled = [
-            None if gradient is None else (gradient * upstream[0]).to(dtype)
+            None if gradient is None else (gradient * grad_outputs[0]).to(dtype)
             for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
         ]
         return (*scaled, None, None, None, None, None)

@@ -1,13 +1,13 @@
 """The loss at the head: hidden states in, loss out, and no logits in between.
 
-For the length of one forward pass the model's body hands only the labelled positions to its head, and
-the output embedding returns the loss of those positions instead of logits. Both happen inside the
-module's own forward, so DDP, FSDP2 and activation checkpointing see nothing unusual.
+For the length of one forward pass the model's body hands only the labelled positions to its head,
+and the output embedding returns the loss of those positions instead of logits. Both happen inside
+the module's own forward, so DDP, FSDP2 and activation checkpointing see nothing unusual.
 
 `losses.head_plan` finds out how this goes for a given model.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,7 @@ class LogitTail:
     bias: Tensor | None = None
 
     def __call__(self, logits: Tensor) -> Tensor:
+        """Logits [..., V] of the output embedding -> logits of the model."""
         logits = logits * self.scale
         if self.bias is not None:
             logits = logits + self.bias
@@ -120,7 +121,7 @@ def forward_with_loss(
 
 
 def logits_of(outputs: Any) -> Tensor:
-    """The language-modelling logits among a model's outputs (`prediction_logits` in BERT's pair)."""
+    """The language-modelling logits among a model's outputs (`prediction_logits` in BERT's)."""
     if not isinstance(outputs, Mapping):
         return outputs[0]
     for name in ("logits", "prediction_logits"):
@@ -130,7 +131,7 @@ def logits_of(outputs: Any) -> Tensor:
 
 
 @contextmanager
-def only_rows(body: nn.Module, index: Tensor) -> Iterator[None]:
+def only_rows(body: nn.Module, index: Tensor) -> Generator[None]:
     """`body` gives [1, n, H], the rows at `index`, in place of its first output [B, T, H]."""
 
     def keep(_module: nn.Module, _inputs: Any, outputs: Any) -> Any:
@@ -150,7 +151,7 @@ def only_rows(body: nn.Module, index: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def replaced_forward(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Generator[None]:
     """`module.forward` for the length of a block; the module's own hooks (FSDP2's) still run."""
     shadowed = vars(module).get("forward")
     module.forward = forward
@@ -164,6 +165,7 @@ def replaced_forward(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> 
 
 
 def take_rows(hidden: Tensor, index: Tensor) -> Tensor:
+    """The rows at `index` of hidden states [B, T, H] read as [B * T, H], as [1, n, H]."""
     return hidden.reshape(-1, hidden.shape[-1]).index_select(0, index).unsqueeze(0)
 
 

@@ -1,8 +1,8 @@
 """How the loss reaches the head of a given model: measured on one example, not guessed.
 
-What a model does around its output embedding (scales, caps, biases, transposes) is measured once. A plan
-is made only if it reproduces the model's own logits and its own loss, so that no model is silently
-trained on the wrong one.
+What a model does around its output embedding (scales, caps, biases, transposes) is measured once.
+A plan is made only if it reproduces the model's own logits and its own loss, so that no model is
+silently trained on the wrong one.
 """
 
 from collections.abc import Mapping
@@ -66,35 +66,35 @@ def plan_head(model: nn.Module, batch: Mapping[str, Any], labels: Tensor) -> Hea
 def _verified(
     plan: HeadPlan, model: nn.Module, example: Mapping[str, Any], targets: Tensor, expected: Tensor
 ) -> HeadPlan | None:
-    """The plan with its tail measured, if it gives the expected logits of the labelled positions."""
-    if plan.body is None and plan.head is None:
-        return plan
+    """The plan with its tail measured, if it gives the labelled positions' expected logits."""
     index = targets.reshape(-1).ne(IGNORE_INDEX).nonzero().squeeze(-1)
+    head = None if plan.head is None else model.get_submodule(plan.head)
+    probe = _probe(expected)
     seen: list[Tensor] = []
+
+    def record(hidden: Tensor) -> Tensor:
+        seen.append(hidden if plan.body is not None else take_rows(hidden, index))
+        return probe
+
     with ExitStack() as stack:
         if plan.body is not None:
             stack.enter_context(only_rows(model.get_submodule(plan.body), index))
-        if plan.head is not None:
-            head = model.get_submodule(plan.head)
-            probe = _probe(expected)
-
-            def record(hidden: Tensor) -> Tensor:
-                seen.append(hidden if plan.body is not None else take_rows(hidden, index))
-                return probe
-
+        if head is not None:
             stack.enter_context(replaced_forward(head, record))
         try:
             logits = logits_of(model(**example))
         except (RuntimeError, ValueError, IndexError, TypeError):
             return None  # the model does something else with these rows
-    if plan.head is None:
-        return plan if _same(logits.reshape(-1, logits.shape[-1]), expected) else None
+    if head is None:
+        rows = logits.reshape(-1, logits.shape[-1])
+        rows = rows if plan.body is not None else rows.index_select(0, index)
+        return plan if _same(rows, expected) else None
     if len(seen) != 1 or logits.shape != probe.shape:
         return None
     tail = _measured_tail(probe[0], logits[0], getattr(model, "config", None))
     if tail is None:
         return None
-    plain = F.linear(seen[0].reshape(-1, seen[0].shape[-1]), head.weight, head.bias)  # pyright: ignore[reportArgumentType]
+    plain = F.linear(seen[0].flatten(0, -2), head.weight, head.bias)  # pyright: ignore[reportArgumentType]
     return replace(plan, tail=tail) if _same(tail(plain.float()), expected) else None
 
 

@@ -1,7 +1,7 @@
 """The only place that divides: every loss is a sum and a count until the whole batch is known.
 
-A batch of 8 examples, eight batches of 1, or two processes with 4 each give the same loss only if each
-piece contributes its sum, and one division by the count over all pieces follows.
+A batch of 8 examples, eight batches of 1, or two processes with 4 each give the same loss only if
+each piece contributes its sum, and one division by the count over all pieces follows.
 """
 
 import math
@@ -18,7 +18,7 @@ class LossSum(NamedTuple):
     """A loss before its division: `sum` over `count` items, both scalars on the model's device."""
 
     sum: Tensor
-    count: Tensor
+    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]  # hides tuple.count
 
 
 def divide(total: Tensor, count: Tensor | int) -> Tensor:
@@ -28,8 +28,7 @@ def divide(total: Tensor, count: Tensor | int) -> Tensor:
         total: sum of the loss over the items of this piece of the batch, a scalar.
         count: number of items in the *whole* batch: all accumulated pieces of all processes.
     """
-    count = torch.as_tensor(count, device=total.device)
-    return total / count.clamp(min=1)
+    return total / torch.as_tensor(count, device=total.device).clamp(min=1)
 
 
 def combine(

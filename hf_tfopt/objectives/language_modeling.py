@@ -15,11 +15,11 @@ logger = logging.getLogger(__name__)
 
 
 class LanguageModeling:
-    """Cross-entropy of the labelled tokens, for every `ForMaskedLM`, `ForCausalLM` and seq2seq head.
+    """Cross-entropy of the labelled tokens, for masked, causal and seq2seq language models.
 
-    Equals `F.cross_entropy(model(**inputs).logits.flatten(0, 1), labels.flatten(), reduction="sum")`
-    (labels shifted for causal models), but only labelled positions pass through the model's head
-    and no logits are kept, where the model allows it; the log says so where it does not.
+    Equals `cross_entropy(model(**inputs).logits, labels)` (labels shifted for causal models), but
+    only labelled positions pass through the model's head and no logits are kept, where the model
+    allows it; the log says so where it does not.
 
     Args:
         label_smoothing: ε in [0, 1) while training, the ε / V form; evaluation is never smoothed.
@@ -56,7 +56,7 @@ class LanguageModeling:
         elif self.plan.head is None:
             rows = "all positions" if self.plan.body is None else "the labelled positions"
             logger.warning(
-                "%s does not end in a plain linear head: its loss is exact, but %s keep their logits",
+                "%s does not end in a plain linear head: the loss is exact, but %s keep logits",
                 type(model).__name__,
                 rows,
             )

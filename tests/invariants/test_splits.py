@@ -1,0 +1,71 @@
+"""8x1 = 1x8 = 4x2 = two processes: the same loss, gradient norm, weights and evaluation."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.invariants.splits import run
+from tests.models import TINY
+
+# fp32 sums of the same numbers in another order: relative error of a few 2^-24.
+TOLERANCE = 1e-6
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.invariant
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("splits") / "two.json"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    port = ["--master_port", str(29500 + os.getpid() % 1000)]
+    command = [*launch, *port, str(Path(__file__).with_name("splits.py")), str(out), "4", "1"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, Any]:
+    return {name: run(name, 8, 1) for name in TINY}
+
+
+def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    for key, value in theirs.items():
+        assert ours[key] == pytest.approx(value, rel=TOLERANCE), key
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(1, 8), (4, 2)])
+def test_accumulation_changes_nothing(
+    name: str, batch_size: int, accumulation: int, whole: dict[str, Any]
+) -> None:
+    assert_same(run(name, batch_size, accumulation), whole[name])
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_two_processes_change_nothing(
+    name: str, whole: dict[str, Any], two_processes: dict[str, Any]
+) -> None:
+    assert_same(two_processes[name], whole[name])
+
+
+@pytest.mark.parametrize("name", ["bert", "t5", "gpt2"])
+def test_attach_makes_a_stock_trainer_exact(name: str, whole: dict[str, Any]) -> None:
+    attached = run(name, 2, 4, how="attach")
+    # The host's evaluation loop still averages batch means, so its eval_loss is not compared.
+    del attached["eval_loss"]
+    assert_same({**attached, "eval_loss": whole[name]["eval_loss"]}, whole[name])
+
+
+def test_the_stock_trainer_is_not_exact(whole: dict[str, Any]) -> None:
+    """What all this is for; when this fails, the host was mended and the README must say so."""
+    stock = run("bert", 2, 4, how="stock")
+    ratio = stock["loss"][0] / whole["bert"]["loss"][0]
+    assert 3.5 < ratio < 4.5

@@ -1,0 +1,130 @@
+"""The losses equal PyTorch's on full logits, in value and in every gradient."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hf_tfopt.losses import cross_entropy, linear_cross_entropy
+from tests.references.cross_entropy import naive_linear_cross_entropy
+
+# Rounding of one product and one softmax in each type; bf16 keeps 8 bits.
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 5e-2}
+NUM_ROWS, WIDTH, VOCABULARY = 50, 16, 37
+
+
+def problem(dtype: torch.dtype, seed: int = 0) -> list[torch.Tensor]:
+    print("seed", seed)
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(5, NUM_ROWS // 5, WIDTH), (VOCABULARY, WIDTH), (VOCABULARY,)]
+    tensors = [torch.randn(s, generator=generator).to(dtype).requires_grad_() for s in shapes]
+    labels = torch.randint(VOCABULARY, (5, NUM_ROWS // 5), generator=generator)
+    labels[:, ::3] = -100
+    return [*tensors, labels]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("logit_scale", [1.0, 0.5])
+@pytest.mark.parametrize("chunk_elements", [VOCABULARY, VOCABULARY * 7, 10**6])
+def test_linear_cross_entropy_equals_full_logits(
+    dtype: torch.dtype,
+    label_smoothing: float,
+    softcap: float | None,
+    logit_scale: float,
+    chunk_elements: int,
+) -> None:
+    hidden, weight, bias, labels = problem(dtype)
+    options = {"logit_scale": logit_scale, "softcap": softcap}
+    theirs = naive_linear_cross_entropy(hidden, weight, labels, bias, label_smoothing, **options)
+    ours = linear_cross_entropy(
+        hidden, weight, labels, bias, label_smoothing, chunk_elements=chunk_elements, **options
+    )
+    assert int(ours.count) == int((labels != -100).sum())
+    tolerance = TOLERANCES[dtype]
+    torch.testing.assert_close(ours.sum.double(), theirs.double(), rtol=tolerance, atol=tolerance)
+    inputs = (hidden, weight, bias)
+    expected = torch.autograd.grad(3 * theirs, inputs)
+    found = torch.autograd.grad(3 * ours.sum, inputs)
+    for gradient, reference in zip(found, expected, strict=True):
+        assert gradient.dtype == dtype
+        scale = reference.abs().max().double()
+        assert (gradient.double() - reference.double()).abs().max() <= tolerance * scale
+
+
+def test_bfloat16_weight_gradient_is_summed_in_fp32() -> None:
+    """4096 equal rows: bf16 sums would stop growing at 256 steps of their size."""
+    hidden = torch.ones(4096, 4, dtype=torch.bfloat16)
+    weight = torch.zeros(2, 4, dtype=torch.bfloat16, requires_grad=True)
+    labels = torch.zeros(4096, dtype=torch.long)
+    linear_cross_entropy(hidden, weight, labels, chunk_elements=2).sum.backward()
+    assert weight.grad is not None
+    assert weight.grad[1, 0].item() == 2048.0
+
+
+def test_autocast_products_keep_fp32_gradients() -> None:
+    hidden, weight, bias, labels = problem(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = linear_cross_entropy(hidden, weight, labels, bias)
+    theirs = naive_linear_cross_entropy(hidden, weight, labels, bias)
+    assert ours.sum.dtype == torch.float32
+    torch.testing.assert_close(ours.sum, theirs, rtol=TOLERANCES[torch.bfloat16], atol=0)
+    ours.sum.backward()
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.float32
+
+
+def test_gradients_can_be_taken_twice_from_a_retained_graph() -> None:
+    hidden, weight, bias, labels = problem(torch.float64)
+    total = linear_cross_entropy(hidden, weight, labels, bias).sum
+    once = torch.autograd.grad(total, weight, retain_graph=True)[0]
+    twice = torch.autograd.grad(2 * total, weight)[0]
+    torch.testing.assert_close(twice, 2 * once)
+
+
+def test_frozen_weight_gets_no_gradient() -> None:
+    hidden, weight, bias, labels = problem(torch.float64)
+    weight.requires_grad_(False)
+    bias.requires_grad_(False)
+    linear_cross_entropy(hidden, weight, labels, bias).sum.backward()
+    assert weight.grad is None
+    assert hidden.grad is not None
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_cross_entropy_equals_torch(label_smoothing: float) -> None:
+    hidden, weight, _, labels = problem(torch.float32)
+    logits = hidden @ weight.t()
+    ours = cross_entropy(logits, labels, label_smoothing)
+    theirs = F.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), label_smoothing=label_smoothing, reduction="sum"
+    )
+    torch.testing.assert_close(ours.sum, theirs)
+
+
+def test_no_label_gives_zero_and_zero_gradients() -> None:
+    hidden, weight, bias, labels = problem(torch.float32)
+    term = linear_cross_entropy(hidden, weight, torch.full_like(labels, -100), bias)
+    term.sum.backward()
+    assert term.sum.item() == 0 and int(term.count) == 0
+    assert weight.grad is not None and not weight.grad.any()
+
+
+@pytest.mark.parametrize("label", [-1, VOCABULARY])
+def test_label_outside_the_range_is_refused(label: int) -> None:
+    hidden, weight, bias, labels = problem(torch.float32)
+    labels[0, 1] = label
+    with pytest.raises(ValueError, match=rf"label {label} is outside \[0, {VOCABULARY}\)"):
+        linear_cross_entropy(hidden, weight, labels, bias)
+    with pytest.raises(ValueError, match="outside"):
+        cross_entropy(hidden @ weight.t(), labels)
+
+
+def test_shapes_and_smoothing_are_checked() -> None:
+    hidden, weight, bias, labels = problem(torch.float32)
+    with pytest.raises(ValueError, match="width 16 do not fit"):
+        linear_cross_entropy(hidden, weight[:, :8], labels)
+    with pytest.raises(ValueError, match="do not fit"):
+        linear_cross_entropy(hidden, weight, labels[:, :3], bias)
+    with pytest.raises(ValueError, match=r"label_smoothing is 1\.5"):
+        linear_cross_entropy(hidden, weight, labels, bias, 1.5)
