@@ -114,7 +114,7 @@ def test_a_loss_with_unknown_terms_is_refused() -> None:
     config = MixtralConfig(
         **SIZES, num_local_experts=2, num_key_value_heads=1, output_router_logits=True
     )
-    with pytest.raises(ValueError, match="the loss of MixtralForCausalLM is .* terms"):
+    with pytest.raises(ValueError, match=r"the loss of MixtralForCausalLM is .* terms"):
         prepared(MixtralForCausalLM(config))
 
 
