@@ -1,8 +1,8 @@
 """The masked-LM head and its loss, forward and backward: `BertForMaskedLM`'s own against ours.
 
-Claim: with 15% labels the loss at the head takes at most 0.2 of the time and 0.05 of the peak memory
-of the host's head on all positions. Both sides run interleaved in one process (time) and each in a
-process of its own (memory), with the same C allocator, on the same hidden states, labels and weights.
+Claim: with 15% labels the loss at the head takes at most 0.2 of the time and 0.05 of the peak
+memory of the host's head on all positions. Both sides run interleaved in one process (time) and
+each in a process of its own (memory), with the same C allocator, hidden states, labels and weights.
 
     python scripts/benchmarks/mlm_head.py
 """
