@@ -1,0 +1,83 @@
+"""`hf-tfopt`: the small tools around a run. Heavy imports wait until a command needs them."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+
+from hf_tfopt.registry import Lazy, check_name
+
+_TABLES = {
+    "presets": Lazy("hf_tfopt.presets:PRESETS"),
+    "optimizers": Lazy("hf_tfopt.optimizers:OPTIMIZERS"),
+    "losses": Lazy("hf_tfopt.losses:LOSSES"),
+    "objectives": Lazy("hf_tfopt.objectives:OBJECTIVES"),
+    "collators": Lazy("hf_tfopt.data:COLLATORS"),
+    "surgeries": Lazy("hf_tfopt.surgery:SURGERIES"),
+}
+_RECIPE_KEYS = "keys"
+_RECIPE = Lazy("hf_tfopt.recipe:Recipe")
+_DESCRIBED = Lazy("hf_tfopt.typed_values:described")
+_WRITE_REPORT = Lazy("hf_tfopt.report:write_report")
+_WRITE_CARD = Lazy("hf_tfopt.hub:write_card")
+
+
+def _summary(entry: object) -> str:
+    """The first line of what an entry says about itself."""
+    text = getattr(entry, "summary", None) or getattr(entry, "__doc__", None) or ""
+    return str(text).strip().split("\n")[0]
+
+
+def _entries(kind: str) -> Mapping[str, str]:
+    if kind == _RECIPE_KEYS:
+        return _DESCRIBED.load()(_RECIPE.load())
+    table = _TABLES[kind].load()
+    return {name: _summary(table[name]) for name in table}
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    known = (*_TABLES, _RECIPE_KEYS)
+    for kind in arguments.kinds:
+        check_name("kind", kind, known)
+    for kind in arguments.kinds or known:
+        entries = _entries(kind)
+        width = max(map(len, entries), default=0)
+        print(f"{kind}:")
+        for name, text in entries.items():
+            print(f"  {name:{width}}  {text}")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    print(_WRITE_REPORT.load()(arguments.runs, arguments.output))
+
+
+def _card(arguments: argparse.Namespace) -> None:
+    print(_WRITE_CARD.load()(arguments.run))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hf-tfopt", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    lists = commands.add_parser("list", help="what there is: presets, optimizers, recipe keys ...")
+    lists.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join((*_TABLES, _RECIPE_KEYS)))
+    lists.set_defaults(command=_list)
+
+    report = commands.add_parser("report", help="make report.html of one run, or of several")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="a run's output folder")
+    report.add_argument("--output", metavar="FILE", help="the HTML file to write")
+    report.set_defaults(command=_report)
+
+    card = commands.add_parser("card", help="make the model card, README.md, of a run again")
+    card.add_argument("run", metavar="RUN", help="a run's output folder")
+    card.set_defaults(command=_card)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; the user's mistakes end in one line on stderr and exit code 2."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.command(arguments)
+    except ValueError as error:
+        print(f"hf-tfopt: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

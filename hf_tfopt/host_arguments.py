@@ -1,0 +1,45 @@
+"""The host's TrainingArguments that a recipe stands for."""
+
+import torch
+from transformers import TrainingArguments
+
+from hf_tfopt.recipe import Recipe
+from hf_tfopt.run_facts import has_fast_bfloat16
+
+
+def training_arguments(recipe: Recipe, total_steps: int, device: torch.device) -> TrainingArguments:
+    """Number, schedule, precision and rhythm of the steps, in the host's names.
+
+    Args:
+        recipe: the run's recipe; its optimizer has a slot of its own in the Trainer.
+        total_steps: of the whole run, `recipe.total_steps(...)`.
+        device: where it trains.
+
+    Raises:
+        ValueError: if warm-up and decay do not fit into the steps.
+    """
+    warmup_steps, decay_steps = recipe.schedule_steps(total_steps)
+    decays = recipe.schedule == "warmup_stable_decay"
+    is_auto = recipe.precision == "auto"
+    return TrainingArguments(
+        output_dir=str(recipe.output_dir),
+        max_steps=total_steps,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        lr_scheduler_type=recipe.schedule,
+        lr_scheduler_kwargs={"num_decay_steps": decay_steps} if decays else None,
+        warmup_steps=warmup_steps,
+        max_grad_norm=recipe.max_grad_norm,
+        use_cpu=device.type == "cpu",
+        bf16=has_fast_bfloat16(device) if is_auto else recipe.precision == "bf16",
+        seed=recipe.seed,
+        logging_steps=recipe.logging_steps,
+        logging_nan_inf_filter=False,  # the host would log a loss that is not a number as 0
+        eval_strategy="steps",
+        eval_steps=recipe.eval_steps,
+        prediction_loss_only=True,
+        save_steps=recipe.save_steps,
+        save_total_limit=2,
+        report_to=[name.strip() for name in recipe.report_to.split(",")],
+    )

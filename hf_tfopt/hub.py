@@ -1,0 +1,108 @@
+"""A trained model's card: README.md with the metadata that the Hub reads, from the run folder."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from hf_tfopt import run_tables
+from hf_tfopt.run_folder import Run, read_run, write_text
+
+_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|~$#&{}]|:(?=//))")
+
+
+def one_line(text: Any) -> str:
+    """The text without line breaks and control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
+def markdown(text: Any) -> str:
+    """The text as Markdown shows it literally, on one line: no link, tag, table or emphasis."""
+    return _SPECIAL.sub(r"\\\1", one_line(text))
+
+
+def _hub_name(name: Any) -> str | None:
+    """A name if it is one of the Hub's (`owner/name`), and not a path of the machine it ran on."""
+    text = str(name or "")
+    is_name = _HUB_NAME.fullmatch(text) and not text.startswith(".") and not Path(text).exists()
+    return text if is_name else None
+
+
+def _metadata(run: Run) -> ModelCardData:
+    recipe = run.recipe
+    base, corpus = _hub_name(recipe.get("model")), _hub_name(recipe.get("corpus"))
+    shown_corpus = run_tables.shown_value("corpus", recipe.get("corpus", "unknown"))
+    results = [
+        EvalResult(
+            task_type="fill-mask",
+            task_name="Masked language modelling",
+            dataset_type=corpus or "local",
+            dataset_name=f"{one_line(shown_corpus)}, held-out documents",
+            metric_type=kind,
+            metric_name=name,
+            metric_value=run.metrics[key],
+        )
+        for kind, name, key in (
+            ("perplexity", "Perplexity of the masked tokens", "perplexity"),
+            ("loss", "Loss of the masked tokens", "eval_loss"),
+        )
+        if run.metrics.get(key) is not None
+    ]
+    return ModelCardData(
+        language=one_line(recipe.get("language") or "en"),
+        license=one_line(recipe["license"]) if recipe.get("license") else None,
+        library_name="transformers",
+        pipeline_tag="fill-mask",
+        tags=["hf_tfopt", "fill-mask", "masked-language-modeling"],
+        base_model=base,
+        datasets=[corpus] if corpus else None,
+        model_name=one_line(run.name),
+        eval_results=results or None,
+    )
+
+
+def _example_row(example: Mapping[str, Any]) -> tuple[str, str, str]:
+    guesses = [f"{word} {share}" for word, share, _ in run_tables.guess_rows(example)]
+    sentence = f"{example.get('before', '')} ▁▁▁ {example.get('after', '')}"
+    return sentence, str(example.get("word", "")), ", ".join(guesses)
+
+
+def model_card(run: Run) -> str:
+    """The card of a run, as the text of a README.md.
+
+    Every name and sentence that comes from the run is escaped; no path, host or variable of the
+    machine it ran on is in it.
+
+    Args:
+        run: a finished run.
+    """
+    tables: dict[str, Sequence[tuple[str, ...]]] = {
+        "headlines": run_tables.headlines(run),
+        "recipe": run_tables.recipe_rows(run),
+        "data": run_tables.data_rows(run),
+        "facts": run_tables.fact_rows(run.model),
+        "versions": run_tables.fact_rows(run.environment),
+        "examples": [_example_row(example) for example in run.examples],
+    }
+    rows = {name: [tuple(map(markdown, row)) for row in table] for name, table in tables.items()}
+    title = markdown(run.name)
+    return str(
+        ModelCard.from_template(
+            _metadata(run), template_path=str(_TEMPLATE), title=title, rows=rows
+        )
+    )
+
+
+def write_card(folder: str | Path) -> Path:
+    """Write README.md into a finished run's folder, and return its path.
+
+    Raises:
+        ValueError: if the folder holds no finished run.
+    """
+    path = Path(folder) / "README.md"
+    write_text(path, model_card(read_run(folder)))
+    return path

@@ -1,0 +1,143 @@
+"""A recipe's model: a new one of the sizes it gives, or a trained one to go on from, checked."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from hf_tfopt.data.model_inputs import ModelFacts
+from hf_tfopt.data.tokenizer import train_tokenizer
+from hf_tfopt.recipe import MODEL_SIZES, Recipe
+from hf_tfopt.registry import check_name, nearest
+from hf_tfopt.surgery.attention import unpadded_attention
+
+_SPECIAL_IDS = ("pad", "bos", "eos", "cls", "sep", "mask")
+
+
+def model_config(recipe: Recipe) -> Any:
+    """The configuration of the recipe's model, before there is a tokenizer.
+
+    Raises:
+        ValueError: an architecture that transformers does not have, a size that it has not, a
+            model that is not there, or examples longer than it can read.
+    """
+    if recipe.continues:
+        config = _opened(AutoConfig, "model", recipe.model)
+        options: dict[str, Any] = {}
+    else:
+        check_name("model", recipe.model, MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+        options = {name: getattr(recipe, name) for name in MODEL_SIZES if getattr(recipe, name)}
+        config = AutoConfig.for_model(recipe.model)
+        for name in options:
+            if not hasattr(config, name):
+                known = nearest(name, config.to_dict())
+                raise ValueError(f"{name}: a {recipe.model} has no such size{known}; leave it out")
+    if recipe.dropout is not None:
+        options |= _dropouts(config, recipe.dropout)
+    for name, value in options.items():
+        setattr(config, name, value)
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions and 0 < positions < recipe.max_length:
+        raise ValueError(
+            f"max_length: got {recipe.max_length}, but the model {recipe.model} reads only "
+            f"{positions} tokens"
+        )
+    return config
+
+
+def _dropouts(config: Any, probability: float) -> dict[str, float]:
+    """Every dropout of the configuration but those of heads that this model has not."""
+    return {
+        name: probability
+        for name, value in config.to_dict().items()
+        if "dropout" in name and "classif" not in name and isinstance(value, float)
+    }
+
+
+def _opened(factory: Any, kind: str, name: str, **options: Any) -> Any:
+    """`factory.from_pretrained`, where a name that leads nowhere is the user's error."""
+    try:
+        return factory.from_pretrained(name, **options)
+    except OSError as error:
+        raise ValueError(f"{kind}: {name!r} cannot be opened: {error}") from error
+
+
+def masked_lm_tokenizer(recipe: Recipe, texts: Any, folder: Path) -> Any:
+    """The run's tokenizer: the one in its folder already, the one named, or a new one.
+
+    Args:
+        recipe: names a tokenizer, or the size of a new one.
+        texts: the training documents, for a new one.
+        folder: the run's folder.
+
+    Raises:
+        ValueError: a name that leads nowhere, or a tokenizer without a mask token.
+    """
+    if (folder / "tokenizer_config.json").exists():  # a resumed run, or another process made it
+        return AutoTokenizer.from_pretrained(folder)
+    name = recipe.tokenizer or (recipe.model if recipe.continues else None)
+    if name:
+        tokenizer = _opened(AutoTokenizer, "tokenizer", name)
+    else:
+        assert recipe.vocab_size is not None
+        longest = recipe.max_position_embeddings or max(512, recipe.max_length)
+        tokenizer = train_tokenizer(texts, recipe.vocab_size, model_max_length=longest)
+    if tokenizer.mask_token_id is None:
+        raise ValueError(f"tokenizer: {name!r} has no mask token; it is not of a masked model")
+    return tokenizer
+
+
+def masked_lm_model(recipe: Recipe, tokenizer: Any) -> Any:
+    """The recipe's model for this tokenizer, with the recipe's attention.
+
+    Raises:
+        ValueError: a tokenizer with more ids than a trained model's embedding has, or examples
+            longer than the model can read.
+    """
+    config = model_config(recipe)
+    attention = None if recipe.attention == "unpadded" else recipe.attention
+    if recipe.continues:
+        model = _opened(
+            AutoModelForMaskedLM,
+            "model",
+            recipe.model,
+            config=config,
+            attn_implementation=attention,
+            dtype=torch.float32,
+        )
+    else:
+        _fit_to_tokenizer(config, tokenizer)
+        _count_from_first_position(config, recipe)
+        model = AutoModelForMaskedLM.from_config(config, attn_implementation=attention)
+    _check_fit(recipe, tokenizer, ModelFacts.of(model))
+    return unpadded_attention(model) if recipe.attention == "unpadded" else model
+
+
+def _fit_to_tokenizer(config: Any, tokenizer: Any) -> None:
+    config.vocab_size = len(tokenizer)
+    for role in _SPECIAL_IDS:
+        if hasattr(config, f"{role}_token_id"):
+            setattr(config, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id", None))
+
+
+def _count_from_first_position(config: Any, recipe: Recipe) -> None:
+    """RoBERTa and its kin leave the first positions unused: give the table as many more rows."""
+    if recipe.max_position_embeddings:
+        with torch.device("meta"):
+            first = ModelFacts.of(AutoModelForMaskedLM.from_config(config)).first_position
+        config.max_position_embeddings = recipe.max_position_embeddings + first
+
+
+def _check_fit(recipe: Recipe, tokenizer: Any, facts: ModelFacts) -> None:
+    if len(tokenizer) > facts.num_ids:
+        raise ValueError(
+            f"tokenizer: it has {len(tokenizer)} words, the embedding of {facts.name} only "
+            f"{facts.num_ids}; take the model's own (leave tokenizer out)"
+        )
+    if facts.num_positions is not None and recipe.max_length > facts.num_positions:
+        raise ValueError(
+            f"max_length: got {recipe.max_length}, but {facts.name} reads only "
+            f"{facts.num_positions} tokens"
+        )

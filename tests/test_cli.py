@@ -1,0 +1,66 @@
+import subprocess
+import sys
+
+import pytest
+
+from hf_tfopt.cli import main
+from hf_tfopt.presets import PRESETS
+from hf_tfopt.recipe import Recipe
+from hf_tfopt.typed_values import kinds
+from tests.test_report import write_finished_run
+
+
+def test_list_shows_every_table_with_a_summary_of_each_entry(capsys):
+    main(["list"])
+    lines = capsys.readouterr().out.splitlines()
+    headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert len(headings) >= 7
+    entries = [line.split(maxsplit=1) for line in lines if line.startswith("  ")]
+    assert all(len(entry) == 2 for entry in entries), "an entry without a summary"
+    names = {name for name, _ in entries}
+    assert {*PRESETS, *kinds(Recipe), "muon", "adamw"} <= names
+
+
+def test_list_of_one_kind_shows_that_kind_alone(capsys):
+    main(["list", "presets"])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "presets:",
+        *PRESETS,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["list", "preset"], "did you mean 'presets'?"),
+        (["report", "nowhere"], "nowhere holds no finished run"),
+        (["card", "nowhere"], "nowhere holds no finished run"),
+    ],
+)
+def test_a_mistake_ends_in_one_line_and_code_2(words, told, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+
+
+def test_report_and_card_are_made_again_from_the_folder_alone(tmp_path, capsys):
+    run = write_finished_run(tmp_path / "run")
+    main(["report", str(run)])
+    main(["card", str(run)])
+    assert capsys.readouterr().out.split() == [str(run / "report.html"), str(run / "README.md")]
+    main(["report", str(run), str(run), "--output", str(tmp_path / "both.html")])
+    assert (tmp_path / "both.html").read_text().count("run (2)") > 0
+
+
+def test_help_is_quick_because_it_imports_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from hf_tfopt.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print({'torch', 'transformers', 'datasets', 'matplotlib'} & {*sys.modules})\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "report" in out.stdout and out.stdout.endswith("set()\n")
