@@ -68,7 +68,7 @@ def _verified(
 ) -> HeadPlan | None:
     """The plan with its tail measured, if it gives the labelled positions' expected logits."""
     index = targets.reshape(-1).ne(IGNORE_INDEX).nonzero().squeeze(-1)
-    head = None if plan.head is None else model.get_submodule(plan.head)
+    head: Any = None if plan.head is None else model.get_submodule(plan.head)
     probe = _probe(expected)
     seen: list[Tensor] = []
 
@@ -94,8 +94,12 @@ def _verified(
     tail = _measured_tail(probe[0], logits[0], getattr(model, "config", None))
     if tail is None:
         return None
-    plain = F.linear(seen[0].flatten(0, -2), head.weight, head.bias)  # pyright: ignore[reportArgumentType]
-    return replace(plan, tail=tail) if _same(tail(plain.float()), expected) else None
+    # Under autocast the states come in its type, and the head's product was rounded to it.
+    hidden = seen[0].flatten(0, -2)
+    bias = None if head.bias is None else head.bias.float()
+    plain = F.linear(hidden.float(), head.weight.float(), bias)
+    tolerance = max(_tolerance(hidden), _tolerance(expected))
+    return replace(plan, tail=tail) if _same(tail(plain), expected, tolerance) else None
 
 
 def _probe(expected: Tensor) -> Tensor:
@@ -208,12 +212,13 @@ def _output_embedding(model: Any) -> str | None:
     return next((name for name, module in model.named_modules() if module is head), None)
 
 
-def _same(ours: Tensor, theirs: Tensor) -> bool:
+def _same(ours: Tensor, theirs: Tensor, tolerance: float | None = None) -> bool:
     """Equal up to the rounding of their type, relative to the largest logit."""
     if ours.shape != theirs.shape:
         return False
     spread = theirs.float().abs().max().clamp(min=1e-3)
-    return bool((ours.float() - theirs.float()).abs().max() <= _tolerance(theirs) * spread)
+    largest = (ours.float() - theirs.float()).abs().max()
+    return bool(largest <= (tolerance or _tolerance(theirs)) * spread)
 
 
 def _tolerance(tensor: Tensor) -> float:

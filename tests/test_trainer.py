@@ -1,0 +1,262 @@
+"""TfoptTrainer, the mixin and attach, around the host's Trainer."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+import hf_tfopt as tfo
+from tests.invariants.splits import Rows
+from tests.models import NO_DROPOUT, SIZES, batch_for, tiny
+
+
+def arguments(folder: Path, kind: type[TrainingArguments] = TrainingArguments, **options: Any):
+    defaults = {
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "max_steps": 3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    return kind(str(folder), **{**defaults, **options})
+
+
+def losses(trainer: Trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_evaluation_is_exact_per_token(tmp_path: Path) -> None:
+    """11 rows of different label counts in batches of 4: not the mean of batch means."""
+    model, rows = tiny("bert"), Rows(11)
+    trainer = tfo.TfoptTrainer(model, arguments(tmp_path), eval_dataset=rows)
+    scores = trainer.evaluate()
+    own = model.eval()(**rows.batch).loss.item()
+    assert scores["eval_loss"] == pytest.approx(own, rel=1e-6)
+    assert scores["eval_perplexity"] == pytest.approx(math.exp(own), rel=1e-5)
+    host = Trainer(model, arguments(tmp_path), eval_dataset=rows).evaluate()
+    assert host["eval_loss"] != pytest.approx(own, rel=1e-4), "the host averages batch means"
+
+
+def test_metrics_get_full_logits_and_the_loss_stays_exact(tmp_path: Path) -> None:
+    model, rows = tiny("bert"), Rows(8)
+    seen: list[tuple[int, ...]] = []
+
+    def compute_metrics(prediction: Any) -> dict[str, float]:
+        seen.append(prediction.predictions.shape)
+        return {"finite": float(np.isfinite(prediction.predictions).all())}
+
+    trainer = tfo.TfoptTrainer(
+        model, arguments(tmp_path), eval_dataset=rows, compute_metrics=compute_metrics
+    )
+    scores = trainer.evaluate()
+    assert seen == [(8, 12, SIZES["vocab_size"])]
+    assert scores["eval_finite"] == 1.0
+    assert scores["eval_loss"] == pytest.approx(model(**rows.batch).loss.item(), rel=1e-6)
+
+
+def test_training_equals_full_logits_under_every_option(tmp_path: Path) -> None:
+    """At the head, with full logits, with activation checkpointing: the same losses."""
+    runs = {}
+    for name, at_head, checkpointing in [
+        ("head", True, False),
+        ("full", False, False),
+        ("checkpointed", True, True),
+    ]:
+        trainer = tfo.TfoptTrainer(
+            tiny("bert"),
+            arguments(tmp_path, activation_checkpointing=checkpointing),
+            train_dataset=Rows(12),
+            objective=tfo.LanguageModeling(at_head=at_head),
+        )
+        trainer.train()
+        runs[name] = losses(trainer)
+    # fp32 sums in another order
+    assert runs["full"] == pytest.approx(runs["head"], rel=1e-5)
+    assert runs["checkpointed"] == pytest.approx(runs["head"], rel=1e-5)
+
+
+def test_bfloat16_training_stays_near(tmp_path: Path) -> None:
+    runs = []
+    for bf16 in (False, True):
+        trainer = tfo.TfoptTrainer(
+            tiny("bert"), arguments(tmp_path, bf16=bf16), train_dataset=Rows(12)
+        )
+        trainer.train()
+        runs.append(losses(trainer))
+    assert runs[1] == pytest.approx(runs[0], rel=2e-2)  # 8 bits of mantissa
+
+
+@pytest.mark.invariant
+def test_stop_and_resume_equals_never_stopped(tmp_path: Path) -> None:
+    def run(folder: Path, resume: bool = False) -> tfo.TfoptTrainer:
+        torch.manual_seed(0)
+        model = BertForMaskedLM(BertConfig(**SIZES))  # with dropout
+        args = arguments(
+            folder, max_steps=6, save_strategy="steps", save_steps=4, gradient_accumulation_steps=2
+        )
+        trainer = tfo.TfoptTrainer(model, args, train_dataset=Rows(20))
+        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-4") if resume else None)
+        return trainer
+
+    whole = run(tmp_path)
+    resumed = run(tmp_path, resume=True)
+    assert losses(resumed)[-2:] == losses(whole)[-2:]
+    for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_adapters_train_through_the_head(tmp_path: Path) -> None:
+    model = get_peft_model(tiny("bert"), LoraConfig(target_modules=["query", "value"]))
+    trainer = tfo.TfoptTrainer(model, arguments(tmp_path), train_dataset=Rows(12))
+    trainer.train()
+    assert trainer.objective.plan.head == "cls.predictions.decoder"
+    own = model.eval()(**Rows(4).batch).loss.item()
+    assert trainer.evaluate(Rows(4))["eval_loss"] == pytest.approx(own, rel=1e-6)
+
+
+def test_an_adapter_on_the_head_is_seen(tmp_path: Path) -> None:
+    model = get_peft_model(tiny("bert"), LoraConfig(target_modules=["query", "decoder"]))
+    trainer = tfo.TfoptTrainer(model, arguments(tmp_path), train_dataset=Rows(12))
+    trainer.train()
+    assert trainer.objective.plan.head is None, "the adapter would have been left out"
+    own = model.eval()(**Rows(4).batch).loss.item()
+    assert trainer.evaluate(Rows(4))["eval_loss"] == pytest.approx(own, rel=1e-6)
+
+
+def test_models_without_a_word_head_keep_the_hosts_loss(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig(**SIZES, **NO_DROPOUT))
+    trainer = tfo.TfoptTrainer(model, arguments(tmp_path))
+    assert trainer.objective is None
+
+
+def test_an_automatic_objective_gives_way_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        **SIZES, num_local_experts=2, num_key_value_heads=1, output_router_logits=True
+    )
+    model = MixtralForCausalLM(config)
+    trainer = tfo.TfoptTrainer(model, arguments(tmp_path), train_dataset=Rows(12))
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert "Training on the model's own loss" in caplog.text
+    assert trainer.objective is None
+    demanded = tfo.TfoptTrainer(
+        model, arguments(tmp_path), train_dataset=Rows(12), objective=tfo.LanguageModeling()
+    )
+    with pytest.raises(ValueError, match="terms that this objective does not know"):
+        demanded.train()
+
+
+def test_all_labels_ignored_stops_before_the_first_step(tmp_path: Path) -> None:
+    rows = Rows(8)
+    rows.batch["labels"].fill_(-100)
+    trainer = tfo.TfoptTrainer(
+        tiny("bert"), arguments(tmp_path), train_dataset=rows, objective=tfo.LanguageModeling()
+    )
+    with pytest.raises(ValueError, match="every label of the batch is -100"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_a_misspelt_objective_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="objective is 'mlm'"):
+        tfo.TfoptTrainer(tiny("bert"), arguments(tmp_path), objective="mlm")
+
+
+def test_the_mixin_goes_before_another_trainer(tmp_path: Path) -> None:
+    class Theirs(Trainer):
+        steps = 0
+
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            Theirs.steps += 1
+            return super().training_step(*args, **kwargs)
+
+    class Ours(tfo.TfoptMixin, Theirs):
+        pass
+
+    trainer = Ours(tiny("bert"), arguments(tmp_path), train_dataset=Rows(12))
+    trainer.train()
+    assert Theirs.steps == 3
+    assert isinstance(trainer.objective, tfo.LanguageModeling)
+
+
+def test_seq2seq_generation_is_the_hosts(tmp_path: Path) -> None:
+    args = arguments(
+        tmp_path, Seq2SeqTrainingArguments, predict_with_generate=True, generation_max_length=5
+    )
+    ours, theirs = (
+        kind(tiny("t5"), args).predict(Rows(4))
+        for kind in (tfo.TfoptSeq2SeqTrainer, Seq2SeqTrainer)
+    )
+    assert np.array_equal(ours.predictions, theirs.predictions)
+    assert math.isfinite(ours.metrics["test_loss"])
+
+
+class Collects(TrainerCallback):
+    def __init__(self) -> None:
+        self.bound: Any = None
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bound = kwargs["model"]
+
+
+def test_attach_puts_callbacks_first_and_tells_them_the_model(tmp_path: Path) -> None:
+    trainer = Trainer(tiny("bert"), arguments(tmp_path))
+    callback = Collects()
+    assert tfo.attach(trainer, callbacks=[callback]) is trainer
+    assert trainer.callback_handler.callbacks[0] is callback
+    assert callback.bound is trainer.model
+    assert trainer.compute_loss_func is not None
+
+
+def test_attach_replaces_nothing_silently(tmp_path: Path) -> None:
+    busy = Trainer(tiny("bert"), arguments(tmp_path), compute_loss_func=tfo.loss_func())
+    with pytest.raises(ValueError, match="has a compute_loss_func already"):
+        tfo.attach(busy, loss=tfo.loss_func())
+    smooth = Trainer(tiny("bert"), arguments(tmp_path, label_smoothing_factor=0.1))
+    with pytest.raises(ValueError, match="label_smoothing_factor would silently be ignored"):
+        tfo.attach(smooth)
+
+
+def test_loss_func_smooths_in_training_only() -> None:
+    model = tiny("bert")
+    batch = batch_for(model)
+    labels = batch.pop("labels")
+    loss = tfo.loss_func("cross_entropy", label_smoothing=0.1)
+    smoothed = loss(model(**batch), labels).item()
+    with torch.no_grad():
+        plain = loss(model(**batch), labels).item()
+        own = model(**batch, labels=labels).loss.item()
+    assert plain == pytest.approx(own, rel=1e-6)
+    assert abs(smoothed - own) > 1e-4
+
+
+def test_loss_func_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(ValueError, match="did you mean 'cross_entropy'"):
+        tfo.loss_func("crossentropy")
+    with pytest.raises(ValueError, match="label_smoothing is 2"):
+        tfo.loss_func(label_smoothing=2)
