@@ -33,6 +33,7 @@ _TYPED_ARGUMENT = re.compile(
     r"(?:- )?[*`\"']*[\w.]+[*`\"']*(?:, [*`]*\w+[*`]*)*:? ?\(.*?\)(?: --?| ?:)(?: |$)"
 )
 _PLAIN_ARGUMENT = re.compile(r"(?:- )?[*`\"']*[a-z_][\w.]*[*`\"']*(?: ?:| --?)(?: |$)")
+_QUOTED_TYPE = re.compile(r"\[?`[^`]+`\]?(?:,? (?:or|of) \[?`[^`]+`\]?)*(?:, \*optional\*)? ?: ")
 _RETURNS = re.compile(r"(?:Returns?|Yields?|Raises)(?: ?: *|$)(?:[`\w.\[\], |]{1,40}: )?")
 _LABEL = re.compile(r"(?:Args|Examples?|Notes?|NOTE|TODO|FIXME|XXX|Warning)(?:\([^)]*\))? ?: ")
 _BULLET = re.compile(r"(?:[-*+•o]|\(?\d{1,2}[.)]|\(?[a-z]\)) +")
@@ -136,14 +137,15 @@ def _prose_lines(lines: list[str]) -> Iterator[str]:
         elif line.startswith((">>>", "In [", "$ ")):
             is_session = True
             yield "\n"
-        elif not (is_proseless or line[0] in "|+" or _RULE.match(line)):
+        elif not (is_proseless or line[0] in "|+" or "   " in line or _RULE.match(line)):
             directive = _DIRECTIVE.match(line)
             is_prose = directive is None or directive[1] in _PROSE_DIRECTIVES
             block_indent = indent if line.endswith("::") or not is_prose else None
             deeper = len(following) - len(following.lstrip()) > indent
-            yield (
-                "\n" + (directive[2] if is_prose else "") if directive else _described(line, deeper)
-            )
+            if directive:
+                yield "\n" + (directive[2] if is_prose else "")
+            else:
+                yield _described(line, deeper)
 
 
 def _described(line: str, deeper: bool) -> str:
@@ -161,5 +163,6 @@ def _described(line: str, deeper: bool) -> str:
     # NumPy's `name : type`, or a term of a definition list
     if deeper and not bullet and line[-1] not in ".,;!?" and (num_words <= 5 or " : " in line):
         return "\n"
-    prefix = _TYPED_ARGUMENT.match(line) or _PLAIN_ARGUMENT.match(line) or bullet
+    arguments = (_TYPED_ARGUMENT, _PLAIN_ARGUMENT, _QUOTED_TYPE)
+    prefix = next(filter(None, (pattern.match(line) for pattern in arguments)), bullet)
     return "\n" + line[prefix.end() :] if prefix else line.removesuffix("::")

@@ -33,7 +33,8 @@ def train_tokenizer(
 
     What `tokenizers` learns with its `WordPieceTrainer`, except that equal texts give an equal
     vocabulary: there, the numbers of the pieces and the choice between equally frequent ones depend
-    on the process. `save_pretrained` writes a plain tokenizer that `AutoTokenizer` opens.
+    on the process. And every letter may continue a word, seen there or not, so that fewer words are
+    unknown. `save_pretrained` writes a plain tokenizer that `AutoTokenizer` opens.
 
     Args:
         texts: the documents; an iterator is read into memory, because they are read twice.
