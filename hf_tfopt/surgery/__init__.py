@@ -1,1 +1,10 @@
+"""Model -> the same model, edited; and the table of edits."""
 
+from hf_tfopt.registry import Lazy, Registry
+
+SURGERIES = Registry(
+    "surgery",
+    {
+        "unpadded_attention": Lazy("hf_tfopt.surgery.attention:unpadded_attention"),
+    },
+)
