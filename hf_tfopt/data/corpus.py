@@ -4,7 +4,9 @@ The split is drawn for each document by a hash of the seed and its text: more do
 the others to the other side, and no text is ever on both.
 """
 
+import os
 import re
+from difflib import get_close_matches
 from hashlib import blake2b
 from typing import Any
 
@@ -15,7 +17,6 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from hf_tfopt.data.document_cache import AnyDataset, PathLike
 from hf_tfopt.data.embedded import embedded_corpus
 from hf_tfopt.data.local_files import TextUnit, find_files, only_text, read_files, split_by_name
-from hf_tfopt.registry import nearest
 
 _HUB_NAME = re.compile(r"[\w][\w.-]*(?:/[\w][\w.-]*)?(?::[\w.+=-][\w.+=, -]*)?")
 _HELD_OUT_SPLITS = ("validation", "test")
@@ -23,7 +24,7 @@ _EMPTY = "the corpus is empty: {source!r} has no document with text in it"
 
 
 def load_corpus(
-    source: str = "embedded",
+    source: PathLike = "embedded",
     *,
     eval_fraction: float = 0.05,
     seed: int = 0,
@@ -68,6 +69,7 @@ def load_corpus(
         ValueError: an option out of range, a name that is none, a file that is not text in UTF-8,
             no such column, no document at all, or one only, which leaves nothing to evaluate on.
     """
+    source = os.fspath(source)
     _check_options(source, eval_fraction, max_documents)
     splits = _read(source, text_column, text_unit, streaming, cache_dir)
     if streaming:
@@ -118,6 +120,8 @@ def _read_hub(
             "(name or name:configuration)"
         )
     name, _, configuration = source.partition(":")
+    if get_close_matches(name, ["embedded"], cutoff=0.8):  # asking the Hub takes long when offline
+        raise ValueError(f"unknown source {source!r} (did you mean 'embedded'?)")
     try:
         loaded: Any = datasets.load_dataset(
             name,
@@ -127,8 +131,7 @@ def _read_hub(
         )
     except (DatasetNotFoundError, DatasetGenerationError, OSError) as error:
         raise ValueError(
-            f"{source!r} is not on disk, and as a dataset of the Hub it cannot be had"
-            f"{nearest(source, ['embedded'])}: {error}"
+            f"{source!r} is not on disk, and as a dataset of the Hub it could not be loaded: {error}"
         ) from error
     splits = {str(split): only_text(part, text_column) for split, part in loaded.items()}
     if len(splits) == 1:

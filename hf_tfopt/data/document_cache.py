@@ -1,7 +1,7 @@
 """Documents -> a memory-mapped `datasets.Dataset`, written once and found again by its key."""
 
 import os
-import tempfile
+import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -38,18 +38,19 @@ def cached_documents(
             return datasets.Dataset.from_file(str(path))
         except (pa.ArrowException, OSError) as error:
             warnings.warn(f"{path} cannot be read and is made again: {error}", stacklevel=2)
+    temporary = folder / f".{name}-{uuid.uuid4().hex}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}-", suffix=".part")
+        file = temporary.open("xb")
     except OSError as error:
         warnings.warn(f"{name} is not cached on disk: {error}", stacklevel=2)
         return datasets.Dataset.from_dict({"text": list(make())}, features=TEXT)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with file:
             _write(file, make())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     return datasets.Dataset.from_file(str(path))
 

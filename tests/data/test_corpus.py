@@ -37,7 +37,7 @@ def texts(dataset: Any) -> list[str]:
 
 
 def load(source: Any, tmp_path: Path, **options: Any) -> Any:
-    return load_corpus(str(source), cache_dir=tmp_path / "cache", **options)
+    return load_corpus(source, cache_dir=tmp_path / "cache", **options)
 
 
 def write_txt(path: Path, documents: list[str]) -> Path:
@@ -354,6 +354,7 @@ def test_files_of_another_kind(tmp_path: Path) -> None:
         ("wiki:../x", "no name of a dataset"),
         ("wiki text", "no name of a dataset"),
         ("-name", "no name of a dataset"),
+        ("embeded", "did you mean 'embedded'"),
     ],
 )
 def test_names_that_are_none_never_reach_the_hub(
@@ -435,11 +436,11 @@ def test_train_texts_that_are_all_held_out(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_name_that_is_not_found_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(*_: Any, **__: Any) -> Any:
-        raise DatasetNotFoundError("Dataset 'embeded' doesn't exist on the Hub")
+        raise DatasetNotFoundError("Dataset 'wikitxt' doesn't exist on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(ValueError, match=r"not on disk.*did you mean 'embedded'.*doesn't exist"):
-        load("embeded", tmp_path)
+    with pytest.raises(ValueError, match=r"'wikitxt' is not on disk, .* doesn't exist"):
+        load("wikitxt", tmp_path)
 
 
 # the embedded corpus
