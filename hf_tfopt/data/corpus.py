@@ -131,7 +131,7 @@ def _read_hub(
         )
     except (DatasetNotFoundError, DatasetGenerationError, OSError) as error:
         raise ValueError(
-            f"{source!r} is not on disk, and as a dataset of the Hub it could not be loaded: {error}"
+            f"{source!r} is not on disk, and the Hub did not give it as a dataset: {error}"
         ) from error
     splits = {str(split): only_text(part, text_column) for split, part in loaded.items()}
     if len(splits) == 1:
