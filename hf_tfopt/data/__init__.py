@@ -1,1 +1,10 @@
+"""Text -> documents -> rows -> batch; and the table of collators."""
 
+from hf_tfopt.registry import Lazy, Registry
+
+COLLATORS = Registry(
+    "collator",
+    {
+        "masked_lm": Lazy("hf_tfopt.data.collators:MaskedLMCollator"),
+    },
+)

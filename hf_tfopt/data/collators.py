@@ -1,0 +1,206 @@
+"""The collators: rows of token ids -> the batch that a model trains on."""
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
+from transformers.training_args import TrainingArguments
+
+from hf_tfopt.data.epoch_clock import EpochClock
+from hf_tfopt.data.flat_batch import FlatBatch, Rows, flatten
+from hf_tfopt.data.keyed_bits import Flags, Integers, example_keys
+from hf_tfopt.data.masking import MaskingRule, check_rate, choose_targets
+from hf_tfopt.data.model_inputs import ModelFacts, model_inputs
+from hf_tfopt.data.rows import NO_WORD
+from hf_tfopt.data.words import word_tables
+
+
+class MaskedLMCollator(TrainerCallback):
+    """Masked language modelling: tokens, whole words or spans, in every form of batch.
+
+    Masks are a pure function of (seed, epoch, the example's token ids): the same for any number of
+    workers, ranks and restarts, any batch and any packed row, and different every epoch. Give the
+    collator to a stock Trainer twice, so that it hears of the epochs and of the model:
+    `Trainer(model, ..., data_collator=collator, callbacks=[collator])`. It then trains on the
+    masks of the epoch and evaluates on those of epoch 0, always. Called without a Trainer it
+    gives the masks of the epoch last set (`set_epoch`), at first 0.
+
+    Rows are dicts (`datasets.Dataset`) or `ArrowRows`, with `input_ids`; `token_type_ids`,
+    `word_ids`, and `position_ids` (which mark packed rows: `tfo.pack`) are used if they are there.
+    The batch suits the attention of the model it is bound to: padded; in one row without padding
+    ("unpadded", "flash_attention_2"); or packed, with what keeps the examples apart.
+
+    Args:
+        tokenizer: one with a mask and a padding token; a fast one for words and spans.
+        unit: what is chosen as a whole: "token", "word", or "span" (of words).
+        probability: the share of tokens to guess, in (0, 1); or a function of the epoch that gives
+            it, such as `linear_rate(0.3, 0.15, num_epochs)`.
+        seed: of the masks.
+        model: the model to make batches for; None: that of the Trainer it is a callback of.
+        eval_probability: the share in a Trainer's evaluation; None: that of epoch 0.
+        mask_fraction: the share of chosen units that become the mask token.
+        random_fraction: the share that become random tokens; the rest stay as they are.
+        pad_to_multiple_of: the width of every batch is padded to a multiple of this.
+
+    Raises:
+        ValueError: an unknown unit, a rate or fraction out of range, a tokenizer without a mask or
+            padding token, of a kind that does not tell words, or with more ids than the model.
+
+    Paper: Devlin et al. 2019, BERT (https://arxiv.org/abs/1810.04805), section 3.1; for spans
+    Joshi et al. 2020, SpanBERT (https://arxiv.org/abs/1907.10529), section 3.1. Differs: as
+    `masking.choose_targets` says, and every example with anything to guess has a target.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        unit: str = "token",
+        probability: float | Callable[[int], float] = 0.15,
+        seed: int = 0,
+        *,
+        model: Any = None,
+        eval_probability: float | None = None,
+        mask_fraction: float = 0.8,
+        random_fraction: float = 0.1,
+        pad_to_multiple_of: int | None = None,
+    ):
+        self.tokenizer = tokenizer  # under this name the host saves it with its checkpoints
+        self.rule = _rule(tokenizer, unit, mask_fraction, random_fraction)
+        self.seed = seed
+        self.probability = probability
+        first = self._rate(0)
+        self.eval_probability = first if eval_probability is None else check_rate(eval_probability)
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self._pad_id: int = tokenizer.pad_token_id  # looked up once: the property is slow
+        self._words = None if unit == "token" else word_tables(tokenizer)
+        self._model: ModelFacts | None = None
+        self._clock = EpochClock()
+        if model is not None:
+            self.bind(model)
+
+    def __call__(self, rows: Rows) -> dict[str, Any]:
+        """The batch of these rows: inside a Trainer for evaluation, else for the epoch last set."""
+        if self._clock.is_hosted:
+            return self._collate(rows, 0, self.eval_probability)
+        return self.for_training(rows)
+
+    def for_training(self, rows: Rows) -> dict[str, Any]:
+        """The batch of these rows for training in the epoch that was set last."""
+        epoch = self._clock.epoch
+        return self._collate(rows, epoch, self._rate(epoch))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Give the masks of this epoch from now on, also in workers that are running already."""
+        self._clock.set_epoch(epoch)
+
+    def bind(self, model: Any) -> None:
+        """Make batches for this model; raises ValueError if the tokenizer has more ids than it."""
+        facts = ModelFacts.of(model)
+        size = len(self.rule.maskable)
+        if size > facts.num_ids:
+            raise ValueError(
+                f"the tokenizer has {size} ids, the input embedding of {facts.name} only "
+                f"{facts.num_ids}: call model.resize_token_embeddings({size})"
+            )
+        self._model = facts
+
+    def on_init_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Know that a Trainer tells the epochs, and which model it trains."""
+        self._clock.enter_trainer()
+        self.bind(model)
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Put the training masks into the training DataLoader; evaluation keeps its own."""
+        self._clock.enter_trainer()
+        self.bind(model)
+        if not _replace_collator(train_dataloader, self):
+            warnings.warn(
+                "MaskedLMCollator is a callback of this Trainer but not its data_collator (or is "
+                "wrapped in a function): if it makes the training batches, all epochs get the "
+                "same masks; pass it as data_collator too",
+                stacklevel=2,
+            )
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set the epoch before the DataLoader's workers begin with it."""
+        self.set_epoch(int(state.epoch or 0))
+
+    def _rate(self, epoch: int) -> float:
+        rate = self.probability
+        return check_rate(rate(epoch) if callable(rate) else rate)
+
+    def _collate(self, rows: Rows, epoch: int, probability: float) -> dict[str, Any]:
+        is_packed = "position_ids" in rows[0]
+        batch = flatten(rows, is_packed, len(self.rule.maskable))
+        keys = example_keys(batch.ids, batch.examples, self.seed, epoch)
+        self._clock.watch(keys[0])
+        starts = None if self._words is None else partial(self._word_starts, batch)
+        targets = choose_targets(batch.ids, batch.examples, keys, self.rule, probability, starts)
+        return model_inputs(
+            batch,
+            targets,
+            self._model,
+            is_packed,
+            self._pad_id,
+            self.pad_to_multiple_of or 1,
+        )
+
+    def _word_starts(self, batch: FlatBatch, positions: Integers) -> Flags:
+        """Where words start among the maskable tokens: by the rows' own word_ids, or by tables."""
+        if batch.word_ids is not None:
+            return np.diff(batch.word_ids[positions], prepend=NO_WORD) != 0
+        assert self._words is not None
+        return self._words.word_starts(batch.ids[positions])
+
+
+def _rule(tokenizer: Any, unit: str, mask_fraction: float, random_fraction: float) -> MaskingRule:
+    for role in ("mask", "pad"):
+        if getattr(tokenizer, f"{role}_token_id") is None:
+            raise ValueError(
+                f"{type(tokenizer).__name__} has no {role} token, which masked language modelling "
+                f"needs: set tokenizer.{role}_token, or take the tokenizer of a masked model"
+            )
+    known = np.fromiter(tokenizer.get_vocab().values(), dtype=np.int64)
+    maskable = np.ones(max(int(known.max()) + 1, len(tokenizer)), dtype=np.bool_)
+    added = tokenizer.added_tokens_decoder.items()
+    special = [*tokenizer.all_special_ids, *(i for i, token in added if token.special)]
+    maskable[special] = False
+    replacements = np.sort(known[maskable[known]])
+    return MaskingRule(
+        unit, maskable, replacements, tokenizer.mask_token_id, mask_fraction, random_fraction
+    )
+
+
+def _replace_collator(dataloader: Any, collator: MaskedLMCollator) -> bool:
+    """Make a Trainer's training DataLoader collate with `for_training`; False if it is not ours.
+
+    accelerate wraps the DataLoader (its `base_dataloader` collates), the Trainer the collator
+    (`RemoveColumnsCollator`, one for each DataLoader, where the dataset is not of `datasets`).
+    """
+    holder, name = getattr(dataloader, "base_dataloader", dataloader), "collate_fn"
+    while (found := getattr(holder, name, None)) is not None:
+        if found is collator:
+            setattr(holder, name, collator.for_training)
+            return True
+        holder, name = found, "data_collator"
+    return False

@@ -1,0 +1,149 @@
+"""Random bits without a generator: hashes of (seed, epoch, the example's own ids, stream, counter).
+
+All examples of a batch lie one after the other in one flat array. Bits that are a function of what
+they are for are the same for any number of workers, ranks and restarts.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Integers = NDArray[np.int64]
+Words = NDArray[np.uint64]
+Flags = NDArray[np.bool_]
+
+LANE = 1 << 16  # values of one 16-bit lane: probabilities are kept to 1/65536
+
+# One stream of bits for each decision, so that none depends on another.
+CHOICE, SPAN, REPLACEMENT, FALLBACK = range(4)
+NUM_STREAMS = 4
+
+# splitmix64's increment and multipliers (Steele et al. 2014)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
+_64_BITS = (1 << 64) - 1
+
+
+def mix(values: Words) -> Words:
+    """Hash 64-bit words one by one: the finaliser of splitmix64."""
+    x = values >> _30
+    x ^= values
+    x *= _FIRST
+    shifted = x >> _27
+    x ^= shifted
+    x *= _SECOND
+    np.right_shift(x, _31, out=shifted)
+    x ^= shifted
+    return x
+
+
+@lru_cache(maxsize=32)
+def _multiples(size: int) -> Words:
+    return np.arange(size, dtype=np.uint64) * _GOLDEN
+
+
+@lru_cache(maxsize=32)
+def _weights(size: int) -> Words:
+    return mix(_multiples(size + 1)[1:])
+
+
+def _room(size: int) -> int:
+    """The next power of two: tables are cached by size, and few sizes must do."""
+    return 1 << max(int(size), 1).bit_length()
+
+
+def example_keys(ids: Integers, bounds: Integers, seed: int, epoch: int) -> Words:
+    """A 64-bit key for every (stream, example), from its content and (seed, epoch).
+
+    `mix(mix(n * w[n] + sum_j ids[j] * w[j] + moment) + stream * golden)` for an example of n
+    tokens, with fixed random weights w and `moment = mix(mix(seed) + epoch)`: the order of the
+    tokens counts, their type of integer does not.
+
+    Args:
+        ids: the token ids of all examples, one after the other.
+        bounds: where each example begins, and the end of the last.
+        seed: any integer.
+        epoch: any integer.
+
+    Returns:
+        An array of [number of streams, number of examples].
+    """
+    content = _content(ids.view(np.uint64), bounds, bounds[1:] - bounds[:-1])
+    return mix(mix(content + _moment(seed, epoch)) + _multiples(NUM_STREAMS)[:, None])
+
+
+def _content(ids: Words, bounds: Integers, lengths: Integers) -> Words:
+    longest = int(lengths.max(initial=0))
+    weights = _weights(_room(longest + 1))
+    content = lengths.view(np.uint64) * weights[lengths]
+    if len(ids) == longest * len(lengths):  # all of one length
+        return content + ids.reshape(len(lengths), longest) @ weights[:longest]
+    products = np.concatenate([weights[:n] for n in lengths.tolist()])
+    products *= ids
+    filled = np.flatnonzero(lengths)  # reduceat would give an empty example the token after it
+    content[filled] += np.add.reduceat(products, bounds[filled])
+    return content
+
+
+@lru_cache(maxsize=32)
+def _moment(seed: int, epoch: int) -> Words:
+    start = mix(np.array([seed & _64_BITS], dtype=np.uint64))
+    return mix(start + np.uint64(epoch & _64_BITS))
+
+
+def bits(keys: Words, rows: Integers, counters: Integers) -> Words:
+    """64 random bits per (row, counter): `mix(keys[row] + counter * golden)`."""
+    x = counters.view(np.uint64) * _GOLDEN
+    x += keys[rows]
+    return mix(x)
+
+
+def below(size: int, drawn: Words) -> Words:
+    """A number in [0, size) from the upper half of each word; size up to 2^32."""
+    return ((drawn >> np.uint64(32)) * np.uint64(size)) >> np.uint64(32)
+
+
+def fraction(drawn: Words) -> NDArray[np.float64]:
+    """A number in [0, 1) from the lower half of each word."""
+    return np.ldexp((drawn & np.uint64(0xFFFFFFFF)).astype(np.float64), -32)
+
+
+def lanes_below(
+    threshold: int, keys: Words, counts: Integers
+) -> tuple[Integers, Integers, NDArray[np.float64]]:
+    """The (row, counter) pairs, counters below `counts[row]`, whose 16-bit lane is < threshold.
+
+    Lane j of a row is `bits(keys, row, j // 4) >> (16 * (j % 4)) & 0xFFFF`. The third array is
+    `lane / threshold`: uniform in [0, 1) for what is found.
+    """
+    quads = (counts + 3) >> 2
+    longest = int(quads.max(initial=0))
+    multiples = _multiples(_room(longest))
+    if len(quads) * longest == quads.sum():  # all of one length
+        x = (keys[:, None] + multiples[:longest]).reshape(-1)
+    else:
+        x = np.concatenate([multiples[:n] for n in quads.tolist()])
+        x += np.repeat(keys, quads)
+    lanes = mix(x).astype("<u8", copy=False).view("<u2")
+    found = np.flatnonzero(lanes < threshold)
+    bounds = np.zeros(len(quads) + 1, dtype=np.int64)
+    np.cumsum(4 * quads, out=bounds[1:])
+    rows, counters = by_row(found, bounds)
+    if (counts & 3).any():
+        real = np.flatnonzero(counters < counts[rows])
+        found, rows, counters = found[real], rows[real], counters[real]
+    return rows, counters, lanes[found].astype(np.float64) / threshold
+
+
+def by_row(indices: Integers, bounds: Integers) -> tuple[Integers, Integers]:
+    """Ascending flat indices as (row, index in the row), for rows that begin at `bounds`."""
+    edges = indices.searchsorted(bounds)
+    counts = edges[1:] - edges[:-1]
+    return np.repeat(np.arange(len(counts)), counts), indices - np.repeat(bounds[:-1], counts)
+
+
+def to_lane(probability: float) -> int:
+    """The number of 65536 lane values that stand for `probability`."""
+    return round(probability * LANE)
