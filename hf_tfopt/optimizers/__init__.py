@@ -1,1 +1,15 @@
+"""Optimizers: model -> parameter groups -> optimizer.
 
+An entry takes groups such as `param_groups` gives, then `lr`, then its own options, and returns a
+`torch.optim.Optimizer`.
+"""
+
+from hf_tfopt.registry import Lazy, Registry
+
+OPTIMIZERS = Registry(
+    "optimizer",
+    {
+        "adamw": Lazy("hf_tfopt.optimizers.adamw:adamw"),
+        "muon": Lazy("hf_tfopt.optimizers.muon:Muon"),
+    },
+)

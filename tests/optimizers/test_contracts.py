@@ -1,0 +1,148 @@
+"""What every optimizer must keep, for the options that bring out its state."""
+
+import io
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import hf_tfopt as tfo
+
+# a new optimizer gets a line here, or the first test fails
+SETTINGS: dict[str, dict[str, Any]] = {
+    "adamw": {"lr": 2e-2, "weight_decay": 0.01},
+    "muon": {"lr": 2e-2, "weight_decay": 0.01},
+}
+
+
+def test_every_optimizer_has_settings() -> None:
+    assert set(SETTINGS) == set(tfo.OPTIMIZERS)
+
+
+def two_layers(dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.Tanh(), nn.Linear(16, 3)).to(dtype)
+
+
+def batch(step: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    inputs = torch.randn(32, 6, generator=generator)
+    return inputs.to(dtype), inputs[:, :3].argmax(dim=1)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
+    dtype = next(model.parameters()).dtype
+    losses = []
+    for step in steps:
+        inputs, labels = batch(step, dtype)
+        loss = F.cross_entropy(model(inputs).float(), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("name", tfo.OPTIMIZERS)
+def test_finds_the_bottom_of_a_quadratic(name: str) -> None:
+    print("seed 0")
+    torch.manual_seed(0)
+    target = torch.randn(8, 4)
+    model = nn.Linear(4, 8, bias=False)
+    nn.init.zeros_(model.weight)
+    optimizer = tfo.build_optimizer(model, name, **{**SETTINGS[name], "lr": 0.1, "weight_decay": 0})
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 400)
+    for _ in range(400):
+        optimizer.zero_grad()
+        (0.5 * (model.weight - target).square().sum()).backward()
+        optimizer.step()
+        schedule.step()
+    # each step has the size of the lr, not of the gradient, and the last ones are below 1e-3
+    assert (model.weight - target).abs().max() < 5e-3
+
+
+@pytest.mark.parametrize("name", tfo.OPTIMIZERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_trains_a_network_in_the_precision_it_came_in(name: str, dtype: torch.dtype) -> None:
+    print("seed 0")
+    model = two_layers(dtype)
+    losses = train(model, tfo.build_optimizer(model, name, **SETTINGS[name]), range(60))
+    assert losses[0] > 0.9  # about ln 3
+    assert sum(losses[-10:]) / 10 < 0.35
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("name", tfo.OPTIMIZERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_goes_on_bit_for_bit_from_what_weights_only_loads(name: str, dtype: torch.dtype) -> None:
+    print("seed 0")
+    model = two_layers(dtype)
+    optimizer = tfo.build_optimizer(model, name, **SETTINGS[name])
+    train(model, optimizer, range(5))
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    train(model, optimizer, range(5, 10))
+
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = two_layers(dtype)
+    resumed.load_state_dict(saved["model"])
+    other = tfo.build_optimizer(resumed, name, **{**SETTINGS[name], "lr": 1.0})
+    other.load_state_dict(saved["optimizer"])
+    train(resumed, other, range(5, 10))
+    for found, expected in zip(resumed.parameters(), model.parameters(), strict=True):
+        assert found.equal(expected)
+
+
+@pytest.mark.parametrize("name", tfo.OPTIMIZERS)
+def test_the_state_is_tensors_only(name: str) -> None:
+    model = two_layers()
+    optimizer = tfo.build_optimizer(model, name, **SETTINGS[name])
+    train(model, optimizer, range(1))
+    states = optimizer.state_dict()["state"]
+    assert len(states) == len(list(model.parameters()))
+    values = [value for state in states.values() for value in state.values()]
+    assert {type(value) for value in values} == {torch.Tensor}
+
+
+@pytest.mark.parametrize("name", tfo.OPTIMIZERS)
+def test_every_groups_lr_survives_the_schedule(name: str) -> None:
+    model = two_layers()
+    optimizer = tfo.build_optimizer(model, name, **SETTINGS[name])
+    for index, group in enumerate(optimizer.param_groups):
+        group["lr"] *= 0.5**index
+    before = [group["lr"] for group in optimizer.param_groups]
+    assert len(set(before)) > 1
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    train(model, optimizer, range(1))
+    schedule.step()
+    now = [group["lr"] for group in optimizer.param_groups]
+    assert now == pytest.approx([lr / 2 for lr in before])
+
+
+@pytest.mark.parametrize("name", tfo.OPTIMIZERS)
+def test_steps_without_reading_a_number_back(name: str, monkeypatch) -> None:
+    model = two_layers()
+    optimizer = tfo.build_optimizer(model, name, **SETTINGS[name])
+    train(model, optimizer, range(1))
+    for method in ("item", "tolist", "__bool__", "__float__", "__int__"):
+        monkeypatch.setattr(
+            torch.Tensor, method, lambda *_, method=method: pytest.fail(f"{method} in step()")
+        )
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", tfo.OPTIMIZERS)
+def test_vectors_are_not_decayed(name: str) -> None:
+    model = two_layers()
+    optimizer = tfo.build_optimizer(model, name, **{**SETTINGS[name], "weight_decay": 0.5})
+    before = {key: value.detach().clone() for key, value in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for key, value in model.named_parameters():
+        # with no gradient, decay alone moves a weight: by 1 - 0.02 · 0.5
+        kept = 1.0 if value.ndim < 2 else 0.99
+        torch.testing.assert_close(value.detach(), before[key] * kept)
