@@ -21,8 +21,8 @@ from hf_tfopt.registry import check_name
 Scale = Literal["original", "match_rms_adamw"]
 Precision = Literal["auto", "bfloat16", "float32"]
 
-# Up to this size, equal shapes are multiplied as one batch: on CPU 1.1 times (256 x 256) to 3 times
-# (128 x 128) as fast as one by one, and slower from 768 x 768 on.
+# Up to this size, equal shapes are multiplied as one batch: on CPU up to three times as fast as one
+# by one at 128 x 128, about the same from 256 x 256 on, and slower at 768 x 768.
 LARGEST_BATCHED_MATRIX = 2**18
 
 
