@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -73,6 +74,8 @@ class MaskedLMCollator(TrainerCallback):
         self.probability = probability
         first = self._rate(0)
         self.eval_probability = first if eval_probability is None else check_rate(eval_probability)
+        if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
+            raise ValueError(f"pad_to_multiple_of is {pad_to_multiple_of}: allowed is 1 or more")
         self.pad_to_multiple_of = pad_to_multiple_of
         self._pad_id: int = tokenizer.pad_token_id  # looked up once: the property is slow
         self._words = None if unit == "token" else word_tables(tokenizer)
@@ -131,7 +134,12 @@ class MaskedLMCollator(TrainerCallback):
         """Put the training masks into the training DataLoader; evaluation keeps its own."""
         self._clock.enter_trainer()
         self.bind(model)
-        if not _replace_collator(train_dataloader, self):
+        # accelerate wraps the DataLoader, and setting an attribute does not reach the one inside
+        loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
+        view = _training_view(loader.collate_fn, self)
+        if view is not None:
+            loader.collate_fn = view
+        else:
             warnings.warn(
                 "MaskedLMCollator is a callback of this Trainer but not its data_collator (or is "
                 "wrapped in a function): if it makes the training batches, all epochs get the "
@@ -191,16 +199,19 @@ def _rule(tokenizer: Any, unit: str, mask_fraction: float, random_fraction: floa
     )
 
 
-def _replace_collator(dataloader: Any, collator: MaskedLMCollator) -> bool:
-    """Make a Trainer's training DataLoader collate with `for_training`; False if it is not ours.
+def _training_view(found: Any, collator: MaskedLMCollator) -> Any:
+    """What `found` is, with `collator.for_training` in the place of `collator`; None if not in it.
 
-    accelerate wraps the DataLoader (its `base_dataloader` collates), the Trainer the collator
-    (`RemoveColumnsCollator`, one for each DataLoader, where the dataset is not of `datasets`).
+    Wrappers are copied, as evaluation may use the same ones: the host's `RemoveColumnsCollator`
+    (where the dataset is not of `datasets`), and those of `tfo.attach`.
     """
-    holder, name = getattr(dataloader, "base_dataloader", dataloader), "collate_fn"
-    while (found := getattr(holder, name, None)) is not None:
-        if found is collator:
-            setattr(holder, name, collator.for_training)
-            return True
-        holder, name = found, "data_collator"
-    return False
+    if found is collator:
+        return collator.for_training
+    for name in ("data_collator", "collator"):
+        inner = getattr(found, name, None)
+        view = None if inner is None else _training_view(inner, collator)
+        if view is not None:
+            wrapper = copy(found)
+            setattr(wrapper, name, view)
+            return wrapper
+    return None

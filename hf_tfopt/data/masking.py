@@ -69,8 +69,8 @@ def check_rate(probability: Any) -> float:
 class SpanTables(NamedTuple):
     """The span process of one masking rate, as tables over one 16-bit lane.
 
-    `start` of 65536 words begin a span; a span's length is `lengths[lane]`. A run's first word
-    stands inside an earlier span, with `residuals[lane]` words of it left (0: in none).
+    `start` of 65536 words begin a span; a span's length is `lengths[lane]`. A run's first word, if
+    it begins none, has `residuals[lane]` words of an imagined earlier one left (0: in none).
     """
 
     start: int
@@ -83,8 +83,9 @@ def span_tables(probability: float) -> SpanTables:
     """Tables with which every word is covered with exactly `probability`, at the edges too.
 
     A word starts a span with probability q; the latest start owns a word if that is still inside
-    its length L. So `P(covered) = sum_k q (1-q)^k P(L > k)`, which is solved for q, and
-    `P(r words left) = sum_k q (1-q)^k P(L = r + k)` is where a run begins.
+    its length L. So `P(covered) = sum_k q (1-q)^k P(L > k)`, k >= 0, is solved for q; a run whose
+    first word starts none begins as in the middle of a long one: `P(r words left) =
+    sum_k q (1-q)^(k-1) P(L = r + k)`, k >= 1.
     """
     steps = np.arange(MAX_SPAN)
     length = SPAN_SUCCESS * (1 - SPAN_SUCCESS) ** steps
@@ -97,7 +98,7 @@ def span_tables(probability: float) -> SpanTables:
         low, high = (q, high) if covered < probability else (low, q)
     start = max(to_lane((low + high) / 2), 1)
     q = start / LANE
-    left = [float((q * (1 - q) ** steps[: MAX_SPAN - r] * length[r:]).sum()) for r in steps]
+    left = [float((q * (1 - q) ** steps[: MAX_SPAN - r] * length[r:]).sum()) for r in steps[1:]]
     return SpanTables(start, _lookup(length, 1), _lookup(np.array([1 - sum(left), *left]), 0))
 
 

@@ -1,0 +1,159 @@
+"""Masked language modelling, one token after the other, in plain Python.
+
+The same decisions from the same hashes as `hf_tfopt.data.masking`, with no array anywhere.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MASK_64 = (1 << 64) - 1
+GOLDEN = 0x9E3779B97F4A7C15
+CHOICE, SPAN, REPLACEMENT, FALLBACK = range(4)
+
+
+def mix(x: int) -> int:
+    """The finaliser of splitmix64."""
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK_64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK_64
+    return x ^ (x >> 31)
+
+
+def weight(j: int) -> int:
+    return mix((j + 1) * GOLDEN & MASK_64)
+
+
+def example_key(ids: Sequence[int], seed: int, epoch: int, stream: int) -> int:
+    content = len(ids) * weight(len(ids)) + sum(token * weight(j) for j, token in enumerate(ids))
+    moment = mix(mix(seed & MASK_64) + epoch & MASK_64)
+    return mix(mix(content + moment & MASK_64) + stream * GOLDEN & MASK_64)
+
+
+def bits(key: int, counter: int) -> int:
+    return mix(key + counter * GOLDEN & MASK_64)
+
+
+def lane(key: int, counter: int) -> int:
+    return bits(key, counter // 4) >> (16 * (counter % 4)) & 0xFFFF
+
+
+def below(size: int, drawn: int) -> int:
+    return (drawn >> 32) * size >> 32
+
+
+def fraction(drawn: int) -> float:
+    return (drawn & 0xFFFFFFFF) / 2**32
+
+
+@dataclass(frozen=True)
+class Spans:
+    """The span process: how many lane values start one, and the chances of its length."""
+
+    start: int
+    length: list[float]  # P(L = 1), P(L = 2), ...
+    residual: list[float]  # where a run begins and no span does: P(0 words left), P(1 left), ...
+
+
+def spans(probability: float) -> Spans:
+    length = [0.2 * 0.8**k for k in range(10)]
+    length = [p / sum(length) for p in length]
+
+    def coverage(q: float) -> float:
+        return sum(q * (1 - q) ** k * sum(length[k:]) for k in range(10))
+
+    low, high = 0.0, 1.0
+    while high - low > 1e-12:
+        q = (low + high) / 2
+        low, high = (q, high) if coverage(q) < probability else (low, q)
+    start = round(low * 65536)
+    q = start / 65536
+    left = [sum(q * (1 - q) ** k * length[r + k] for k in range(10 - r)) for r in range(1, 10)]
+    return Spans(start, length, [1 - sum(left), *left])
+
+
+def inverse(chances: Sequence[float], drawn: int, first: int) -> int:
+    """The value whose share of the 65536 lane values `drawn` falls into."""
+    total = 0.0
+    for value, chance in enumerate(chances, first):
+        total += chance
+        if drawn < round(total * 65536):
+            return value
+    return first + len(chances) - 1
+
+
+def words_of(
+    ids: Sequence[int], special: set[int], starting: set[int]
+) -> tuple[list[list[int]], list[bool]]:
+    """The tokens of each word, and whether the word begins a run that no special token breaks."""
+    words: list[list[int]] = []
+    begins_run: list[bool] = []
+    for j, token in enumerate(ids):
+        if token in special:
+            continue
+        after_special = j == 0 or ids[j - 1] in special
+        if after_special or token in starting:
+            words.append([j])
+            begins_run.append(after_special)
+        else:
+            words[-1].append(j)
+    return words, begins_run
+
+
+def mask_example(
+    ids: Sequence[int],
+    special: set[int],
+    replacements: Sequence[int],
+    mask_id: int,
+    unit: str,
+    starting: set[int],
+    probability: float,
+    seed: int,
+    epoch: int,
+    mask_fraction: float = 0.8,
+    random_fraction: float = 0.1,
+) -> dict[int, tuple[int, int]]:
+    """Position -> (label, what the model sees there)."""
+    keys = [example_key(ids, seed, epoch, stream) for stream in range(4)]
+    words, begins_run = words_of(ids, special, starting)
+    if unit == "token":  # a token's number is its position, special ones counted
+        units = {j: [j] for j, token in enumerate(ids) if token not in special}
+    else:
+        units = dict(enumerate(words))
+    if unit == "span":
+        fates = span_fates(probability, keys, begins_run)
+    else:
+        threshold = round(probability * 65536)
+        drawn = {number: lane(keys[CHOICE], number) for number in units}
+        fates = {number: v / threshold for number, v in drawn.items() if v < threshold}
+    if not fates and units:
+        number = list(units)[below(len(units), keys[FALLBACK])]
+        fates = {number: fraction(keys[FALLBACK])}
+    targets = {}
+    for number, fate in fates.items():
+        for j in units[number]:
+            seen = ids[j]
+            if fate < mask_fraction:
+                seen = mask_id
+            elif fate < mask_fraction + random_fraction:
+                seen = replacements[below(len(replacements), bits(keys[REPLACEMENT], j))]
+            targets[j] = (ids[j], seen)
+    return targets
+
+
+def span_fates(
+    probability: float, keys: Sequence[int], begins_run: Sequence[bool]
+) -> dict[int, float]:
+    """Word -> the fate of the span it is in; the latest start owns it."""
+    process, fates = spans(probability), {}
+    left, fate = 0, 0.0
+    for number, is_first in enumerate(begins_run):
+        starts = lane(keys[CHOICE], number) < process.start
+        drawn = bits(keys[SPAN], number)
+        if starts:
+            left, fate = inverse(process.length, drawn >> 48, 1), fraction(drawn)
+        elif is_first:
+            left, fate = inverse(process.residual, drawn >> 48, 0), fraction(drawn)
+        else:
+            left -= 1
+        if left > 0:
+            fates[number] = fate
+    return fates
