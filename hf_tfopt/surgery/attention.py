@@ -115,7 +115,7 @@ def _reach(module: torch.nn.Module, sliding_window: int, is_causal: bool) -> int
     """The largest distance |i - j| that the host's sdpa mask allows.
 
     Bidirectional models count it without the position itself, and most add 1 for the attention
-    function (ModernBERT); the few that do not (T5Gemma's encoder) pass the config's own number.
+    function (ModernBERT); the few that do not (DiffusionGemma) pass the config's own number.
     """
     config: Any = getattr(module, "config", None)
     is_distance = not is_causal and getattr(config, "sliding_window", None) == sliding_window
