@@ -2,8 +2,13 @@
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from hf_tfopt.recipe import Recipe
+from hf_tfopt.registry import check_name
 from hf_tfopt.run_facts import has_fast_bfloat16
 
 
@@ -16,7 +21,7 @@ def training_arguments(recipe: Recipe, total_steps: int, device: torch.device) -
         device: where it trains.
 
     Raises:
-        ValueError: if warm-up and decay do not fit into the steps.
+        ValueError: if warm-up and decay do not fit into the steps, or a tracker is not there.
     """
     warmup_steps, decay_steps = recipe.schedule_steps(total_steps)
     decays = recipe.schedule == "warmup_stable_decay"
@@ -41,5 +46,17 @@ def training_arguments(recipe: Recipe, total_steps: int, device: torch.device) -
         prediction_loss_only=True,
         save_steps=recipe.save_steps,
         save_total_limit=2,
-        report_to=[name.strip() for name in recipe.report_to.split(",")],
+        report_to=_trackers(recipe.report_to),
     )
+
+
+def _trackers(names: str) -> list[str]:
+    """The trackers of a recipe, known to the host and installed."""
+    trackers = [name.strip() for name in names.split(",")]
+    if trackers == ["none"]:
+        return []
+    for name in trackers:
+        check_name("tracker (report_to)", name, sorted({*INTEGRATION_TO_CALLBACK, "none"}))
+        if name not in get_available_reporting_integrations():
+            raise ValueError(f"report_to: {name} is not installed")
+    return trackers

@@ -67,7 +67,7 @@ def _metadata(run: Run) -> ModelCardData:
 
 def _example_row(example: Mapping[str, Any]) -> tuple[str, str, str]:
     guesses = [f"{word} {share}" for word, share, _ in run_tables.guess_rows(example)]
-    sentence = f"{example.get('before', '')} ▁▁▁ {example.get('after', '')}"
+    sentence = f"{example.get('before', '')}▁▁▁{example.get('after', '')}"
     return sentence, str(example.get("word", "")), ", ".join(guesses)
 
 

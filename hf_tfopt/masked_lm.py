@@ -23,21 +23,7 @@ def model_config(recipe: Recipe) -> Any:
         ValueError: an architecture that transformers does not have, a size that it has not, a
             model that is not there, or examples longer than it can read.
     """
-    if recipe.continues:
-        config = _opened(AutoConfig, "model", recipe.model)
-        options: dict[str, Any] = {}
-    else:
-        check_name("model", recipe.model, MODEL_FOR_MASKED_LM_MAPPING_NAMES)
-        options = {name: getattr(recipe, name) for name in MODEL_SIZES if getattr(recipe, name)}
-        config = AutoConfig.for_model(recipe.model)
-        for name in options:
-            if not hasattr(config, name):
-                known = nearest(name, config.to_dict())
-                raise ValueError(f"{name}: a {recipe.model} has no such size{known}; leave it out")
-    if recipe.dropout is not None:
-        options |= _dropouts(config, recipe.dropout)
-    for name, value in options.items():
-        setattr(config, name, value)
+    config = _saved_config(recipe) if recipe.continues else _new_config(recipe)
     positions: int | None = getattr(config, "max_position_embeddings", None)
     if positions and 0 < positions < recipe.max_length:
         raise ValueError(
@@ -47,10 +33,30 @@ def model_config(recipe: Recipe) -> Any:
     return config
 
 
-def _dropouts(config: Any, probability: float) -> dict[str, float]:
+def _saved_config(recipe: Recipe) -> Any:
+    config = _opened(AutoConfig, "model", recipe.model)
+    for name, value in _dropouts(config, recipe).items():
+        setattr(config, name, value)
+    return config
+
+
+def _new_config(recipe: Recipe) -> Any:
+    check_name("model", recipe.model, MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    sizes = {name: getattr(recipe, name) for name in MODEL_SIZES if getattr(recipe, name)}
+    config = AutoConfig.for_model(recipe.model)
+    for name in sizes:
+        if not hasattr(config, name):
+            known = nearest(name, config.to_dict())
+            raise ValueError(f"{name}: a {recipe.model} has no such size{known}; leave it out")
+    return AutoConfig.for_model(recipe.model, **sizes, **_dropouts(config, recipe))
+
+
+def _dropouts(config: Any, recipe: Recipe) -> dict[str, float]:
     """Every dropout of the configuration but those of heads that this model has not."""
+    if recipe.dropout is None:
+        return {}
     return {
-        name: probability
+        name: recipe.dropout
         for name, value in config.to_dict().items()
         if "dropout" in name and "classif" not in name and isinstance(value, float)
     }

@@ -7,7 +7,7 @@ error: no key is silently without effect.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from hf_tfopt.typed_values import (
     key,
     kinds,
     one_of,
-    parse_flags,
     read_yaml_mapping,
     value_from_text,
 )
@@ -276,21 +275,3 @@ def load_recipe(source: str | Path, overrides: Mapping[str, str] | None = None) 
         for name, text in (overrides or {}).items()
     }
     return Recipe(**_laid_over(_source_values(str(source)), given))
-
-
-def recipe_from_command_line(
-    arguments: Sequence[str], default: str = "bert-mini"
-) -> tuple[Recipe, bool]:
-    """The recipe of `[RECIPE] [--key value ...] [--resume]`, and whether to resume.
-
-    Args:
-        arguments: the command line, without the program's name.
-        default: the preset for when no recipe is named.
-
-    Raises:
-        ValueError: as `load_recipe`, or for a malformed command line.
-    """
-    sources, overrides, switches = parse_flags(arguments, switches=("resume",))
-    if len(sources) > 1:
-        raise ValueError(f"one recipe at a time, got {', '.join(sources)}")
-    return load_recipe(sources[0] if sources else default, overrides), "resume" in switches

@@ -5,9 +5,10 @@ import pytest
 import yaml
 from transformers.trainer_utils import SchedulerType
 
+from hf_tfopt.command_line import recipe_from_command_line, recipe_or_exit
 from hf_tfopt.data.local_files import TextUnit
 from hf_tfopt.presets import PRESETS
-from hf_tfopt.recipe import SCHEDULES, TEXT_UNITS, Recipe, load_recipe, recipe_from_command_line
+from hf_tfopt.recipe import SCHEDULES, TEXT_UNITS, Recipe, load_recipe
 from hf_tfopt.typed_values import described, kinds, parse_flags
 
 
@@ -195,3 +196,13 @@ def test_a_recipe_is_frozen_and_takes_whole_numbers_for_floats():
     assert recipe.learning_rate == 1.0 and isinstance(recipe.learning_rate, float)
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe.seed = 2
+
+
+def test_a_script_answers_help_and_mistakes_and_ends(capsys):
+    with pytest.raises(SystemExit) as end:
+        recipe_or_exit(["--help"], "How to use it.")
+    assert end.value.code is None
+    told = capsys.readouterr().out
+    assert "How to use it." in told and all(f"--{name}:" in told for name in kinds(Recipe))
+    with pytest.raises(SystemExit, match=r"error: .*did you mean 'bert-mini'") as end:
+        recipe_or_exit(["bert-mni"], "")
