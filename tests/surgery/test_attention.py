@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -321,3 +322,24 @@ def test_dropout_is_applied_in_training_only() -> None:
         assert (first - second).abs().max() > 0.01
         first, second = (states(model.eval(), **inputs) for _ in range(2))
         assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_grouped_heads_and_position_biases_are_the_hosts(is_causal: bool, biased: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2
+    query, key, value = (torch.randn(1, h, 30, 8, generator=generator) for h in (4, 2, 2))
+    bias = torch.randn(1, 4, 30, 30, generator=generator) if biased else None
+    ends = torch.tensor([0, 13, 14, 30], dtype=torch.int32)
+    found, _ = attention_forward(
+        module, query, key, value, None, is_causal=is_causal, cu_seq_lens_q=ends, position_bias=bias
+    )
+    for first, end in pairwise(ends.tolist()):
+        part = (x[:, :, first:end] for x in (query, key, value))
+        own_bias = None if bias is None else bias[..., first:end, first:end]
+        expected, _ = sdpa_attention_forward(
+            module, *part, None, is_causal=is_causal, position_bias=own_bias
+        )
+        torch.testing.assert_close(found[:, first:end], expected)
