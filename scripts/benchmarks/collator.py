@@ -10,6 +10,7 @@ Rounds are interleaved, the ratio is that of the median batches. Needs no networ
 import argparse
 import json
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -88,6 +89,7 @@ def batches(dataset: Any, collator: Any, keep_columns: bool) -> Iterator[dict[st
         intermediate_size=8,
     )
     arguments = TrainingArguments(
+        tempfile.mkdtemp(),
         per_device_train_batch_size=BATCH,
         remove_unused_columns=not keep_columns,
         report_to=[],
