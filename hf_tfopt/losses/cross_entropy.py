@@ -1,6 +1,6 @@
 """Cross-entropy as a sum and a count, from logits or straight from the hidden states."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +9,11 @@ from torch.autograd.function import once_differentiable
 
 from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum
 
-# Logits held at once, in elements: 4 Mi of fp32 are 16 MiB, enough rows to keep a GEMM busy and
-# small beside the gradient of a 30k x 256 head (31 MiB).
-CHUNK_ELEMENTS = 4 * 2**20
+# Logits held at once: enough rows to keep a GEMM busy, and little beside the gradient of a
+# 30k x 256 head (31 MiB).
+CHUNK_BYTES = 24 * 2**20
+# Softmax and its slope are taken in blocks that stay in a core's second-level cache.
+BLOCK_ELEMENTS = 2**19
 
 
 def cross_entropy(
@@ -58,7 +60,7 @@ def linear_cross_entropy(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     ignore_index: int = IGNORE_INDEX,
-    chunk_elements: int = CHUNK_ELEMENTS,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> LossSum:
     """Cross-entropy of a linear head, summed over the labelled positions, without keeping logits.
 
@@ -77,7 +79,7 @@ def linear_cross_entropy(
         logit_scale: factor of the product, before the bias.
         softcap: largest absolute logit, approached by tanh (Gemma 2), or none.
         ignore_index: the label of positions without a target; they cost nothing.
-        chunk_elements: logits held at once.
+        chunk_bytes: size of the logits held at once.
 
     Raises:
         ValueError: shapes that do not match, a label outside [0, V), ε outside [0, 1).
@@ -94,7 +96,7 @@ def linear_cross_entropy(
     rows, targets = _labelled(hidden, labels, ignore_index)
     _check_range(targets, weight.shape[0], ignore_index)
     total = _LinearCrossEntropy.apply(
-        rows, weight, bias, targets, label_smoothing, logit_scale, softcap, chunk_elements
+        rows, weight, bias, targets, label_smoothing, logit_scale, softcap, chunk_bytes
     )
     assert isinstance(total, Tensor)
     return LossSum(total, _count(targets))
@@ -113,32 +115,33 @@ class _LinearCrossEntropy(torch.autograd.Function):
         label_smoothing: float,
         logit_scale: float,
         softcap: float | None,
-        chunk_elements: int,
+        chunk_bytes: int,
     ) -> Tensor:
         device = hidden.device.type
         compute = hidden.dtype
         if torch.is_autocast_enabled(device):
             compute = torch.get_autocast_dtype(device)
         wide = torch.promote_types(compute, torch.float32)
-        needs = ctx.needs_input_grad[:3]
         shapes = (hidden, weight, bias)
         gradients = [
             torch.zeros_like(tensor, dtype=wide) if need and tensor is not None else None
-            for need, tensor in zip(needs, shapes, strict=True)
+            for need, tensor in zip(ctx.needs_input_grad[:3], shapes, strict=True)
         ]
         total = hidden.new_zeros((), dtype=wide)
-        num_rows = max(1, chunk_elements // weight.shape[0])
+        num_rows = max(1, chunk_bytes // (weight.shape[0] * compute.itemsize))
+        rule = _Rule(None if bias is None else bias.to(wide), label_smoothing, softcap)
         with torch.autocast(device, enabled=False):
             head = weight.to(compute)
-            shift = None if bias is None else bias.to(compute)
             for start in range(0, hidden.shape[0], num_rows):
                 part = slice(start, start + num_rows)
                 states = hidden[part].to(compute)
-                logits = _logits(states, head, shift, logit_scale, softcap)
-                loss, slope = _loss_and_slope(logits, targets[part], label_smoothing, softcap)
-                total += loss
-                if any(needs):
-                    _accumulate(gradients, part, slope, states, head, logit_scale)
+                logits = states @ head.t()
+                if logit_scale != 1.0:
+                    logits.mul_(logit_scale)
+                total += _loss_and_slope_(logits, targets[part], rule, gradients[2])
+                if logit_scale != 1.0:
+                    logits.mul_(logit_scale)
+                _accumulate(gradients, part, logits, states, head)
         ctx.gradients = gradients
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in shapes]
         return total
@@ -153,51 +156,59 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (*scaled, None, None, None, None, None)
 
 
-def _logits(
-    states: Tensor, head: Tensor, bias: Tensor | None, scale: float, softcap: float | None
+class _Rule(NamedTuple):
+    """From the product of one row to its loss."""
+
+    bias: Tensor | None
+    label_smoothing: float
+    softcap: float | None
+
+
+def _loss_and_slope_(
+    products: Tensor, targets: Tensor, rule: _Rule, of_bias: Tensor | None
 ) -> Tensor:
-    """Logits of one chunk, before softmax, in the type of the product."""
-    if bias is None:
-        logits = torch.mm(states, head.t())
-        logits = logits if scale == 1.0 else logits.mul_(scale)
+    """The chunk's loss; `products` becomes d(loss)/d(products) in place, in blocks, in fp32."""
+    num_rows = max(1, BLOCK_ELEMENTS // products.shape[-1])
+    wide = torch.promote_types(products.dtype, torch.float32)
+    losses: list[Tensor] = []
+    for start in range(0, products.shape[0], num_rows):
+        block = products[start : start + num_rows]
+        logits = block.to(wide)
+        if rule.bias is not None:
+            logits.add_(rule.bias)
+        loss, slope = _block(logits, targets[start : start + num_rows].unsqueeze(-1), rule)
+        losses.append(loss)
+        block.copy_(slope)
+        if of_bias is not None:
+            of_bias.addmv_(slope.t(), slope.new_ones(slope.shape[0]))  # 3x faster than sum(0)
+    return torch.stack(losses).sum()
+
+
+def _block(logits: Tensor, target: Tensor, rule: _Rule) -> tuple[Tensor, Tensor]:
+    """Loss and slope of a few rows of logits with the bias in them."""
+    if rule.softcap is not None:
+        logits = logits.div_(rule.softcap).tanh_()
+        slope = torch.log_softmax(logits * rule.softcap, dim=-1)
     else:
-        logits = torch.addmm(bias, states, head.t(), alpha=scale)
-    return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
-
-
-def _loss_and_slope(
-    logits: Tensor, targets: Tensor, label_smoothing: float, softcap: float | None
-) -> tuple[Tensor, Tensor]:
-    """The chunk's loss and d(loss)/d(logits before the cap), both in fp32 or wider."""
-    target = targets.unsqueeze(-1)
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    slope = torch.log_softmax(logits, dim=-1, dtype=wide)
-    loss = -(1 - label_smoothing) * slope.gather(-1, target).sum()
-    uniform = label_smoothing / logits.shape[-1]
-    if label_smoothing:
+        slope = torch.log_softmax(logits, dim=-1)
+    loss = -(1 - rule.label_smoothing) * slope.gather(-1, target).sum()
+    uniform = rule.label_smoothing / logits.shape[-1]
+    if uniform:
         loss = loss - uniform * slope.sum()
     slope.exp_()
-    slope.scatter_add_(-1, target, slope.new_full(target.shape, label_smoothing - 1))
-    if label_smoothing:
+    slope.scatter_add_(-1, target, slope.new_full(target.shape, rule.label_smoothing - 1))
+    if uniform:
         slope.sub_(uniform)
-    if softcap is not None:
-        slope.mul_(1 - (logits / softcap).square_())
+    if rule.softcap is not None:
+        slope.mul_(1 - logits.square_())
     return loss, slope
 
 
 def _accumulate(
-    gradients: list[Tensor | None],
-    part: slice,
-    slope: Tensor,
-    states: Tensor,
-    head: Tensor,
-    scale: float,
+    gradients: list[Tensor | None], part: slice, slope: Tensor, states: Tensor, head: Tensor
 ) -> None:
-    """Add one chunk's share to the fp32 gradients of (hidden, weight, bias)."""
-    of_hidden, of_weight, of_bias = gradients
-    if of_bias is not None:
-        of_bias.addmv_(slope.t(), slope.new_ones(slope.shape[0]))  # 3x faster than sum(0) on a CPU
-    slope = (slope if scale == 1.0 else slope.mul_(scale)).to(head.dtype)
+    """Add one chunk's share to the gradients of hidden states and weight, in fp32 or wider."""
+    of_hidden, of_weight, _ = gradients
     if of_hidden is not None:
         of_hidden[part] = slope @ head
     if of_weight is None:

@@ -26,19 +26,19 @@ def problem(dtype: torch.dtype, seed: int = 0) -> list[torch.Tensor]:
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("logit_scale", [1.0, 0.5])
-@pytest.mark.parametrize("chunk_elements", [VOCABULARY, VOCABULARY * 7, 10**6])
+@pytest.mark.parametrize("chunk_bytes", [1, 8 * VOCABULARY * 7, 10**7])
 def test_linear_cross_entropy_equals_full_logits(
     dtype: torch.dtype,
     label_smoothing: float,
     softcap: float | None,
     logit_scale: float,
-    chunk_elements: int,
+    chunk_bytes: int,
 ) -> None:
     hidden, weight, bias, labels = problem(dtype)
     options = {"logit_scale": logit_scale, "softcap": softcap}
     theirs = naive_linear_cross_entropy(hidden, weight, labels, bias, label_smoothing, **options)
     ours = linear_cross_entropy(
-        hidden, weight, labels, bias, label_smoothing, chunk_elements=chunk_elements, **options
+        hidden, weight, labels, bias, label_smoothing, chunk_bytes=chunk_bytes, **options
     )
     assert int(ours.count) == int((labels != -100).sum())
     tolerance = TOLERANCES[dtype]
@@ -57,7 +57,7 @@ def test_bfloat16_weight_gradient_is_summed_in_fp32() -> None:
     hidden = torch.ones(4096, 4, dtype=torch.bfloat16)
     weight = torch.zeros(2, 4, dtype=torch.bfloat16, requires_grad=True)
     labels = torch.zeros(4096, dtype=torch.long)
-    linear_cross_entropy(hidden, weight, labels, chunk_elements=2).sum.backward()
+    linear_cross_entropy(hidden, weight, labels, chunk_bytes=2).sum.backward()
     assert weight.grad is not None
     assert weight.grad[1, 0].item() == 2048.0
 
