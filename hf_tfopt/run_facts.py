@@ -20,8 +20,7 @@ def data_facts(documents: datasets.Dataset, rows: datasets.Dataset, width: int) 
         rows: what is trained on, in a column "input_ids".
         width: tokens that a full row has.
     """
-    texts = _compute.utf8_trim_whitespace(_column(documents, "text"))
-    words = _compute.list_value_length(_compute.utf8_split_whitespace(texts))
+    words = _compute.count_substring_regex(_column(documents, "text"), r"\S+")
     tokens = _total(_compute.list_value_length(_column(rows, "input_ids")))
     return {
         "documents": len(documents),

@@ -265,6 +265,10 @@ class TestBadInput:
         (tmp_path / "word.txt").write_text("word")
         refused("one document", corpus=tmp_path / "word.txt")
 
+    def test_a_corpus_of_documents_of_one_word(self, refused, tmp_path):
+        (tmp_path / "words.txt").write_text("\n\n".join("abcdefghij"))
+        refused("no example has a token to predict", corpus=tmp_path / "words.txt")
+
     def test_a_tokenizer_without_a_mask(self, refused, tmp_path):
         tokenizer = train_tokenizer(documents(), 160)
         tokenizer.mask_token = None
