@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from typing import Any, cast
 
 import numpy as np
@@ -11,12 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-# On a CPU these are faster with explicit weights than with torch's fused kernel, which wins for
-# longer segments: its backward is slow below 32 bits, and it has no dropout (torch 2.13; see
-# scripts/benchmarks/packing.py).
-_LONGEST_WEIGHTED, _LONGEST_WEIGHTED_FP32 = 1024, 128
-# Segments up to this length share a call with slightly longer ones: a call costs more than padding.
-_LONGEST_MERGED = 128
+# On a CPU torch's fused kernel is slow backwards below 32 bits, and has no dropout: there explicit
+# weights are faster, up to this length (torch 2.13, measured on segments of 8 to 2048 tokens).
+_LONGEST_WEIGHTED = 1024
 
 
 def segment_attention(
@@ -31,7 +29,8 @@ def segment_attention(
 ) -> Tensor:
     """Attention within each segment of a batch that is seen as one row.
 
-    Segments of equal length, or nearly so, are laid side by side and share one call.
+    One segment after the other by `scaled_dot_product_attention`; or, where that is slow (training
+    on a CPU in bf16 or with dropout), segments of similar length side by side in one call.
 
     Args:
         query: `[batch, heads, length, size]`, like `key` and `value`.
@@ -48,26 +47,65 @@ def segment_attention(
     """
     batch, heads, width, size = query.shape
     scale = size**-0.5 if scaling is None else scaling
-    trains = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    weighted = query.device.type == "cpu" and (trains or dropout > 0)
-    longest = _LONGEST_WEIGHTED
-    if query.dtype == torch.float32 and not dropout:
-        longest = _LONGEST_WEIGHTED_FP32
     if reach is not None and reach >= max(lengths) - 1:
         reach = None
-    plan = _plan(lengths, heads, weighted, is_causal, reach, query.device)
-    sizes = [bucket.num_segments * heads * bucket.length for bucket in plan.buckets]
-    parts = [
-        cast(Tensor, _Spread.apply(x.transpose(1, 2).reshape(-1, x.shape[3]), plan)).split(sizes)
-        for x in (query, key, value)
-    ]
+    attend = _side_by_side if _is_weighted(query, key, value, dropout) else _one_by_one
+    # [batch * length, heads, size]: views, since layers keep heads last but one
+    states = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
+    attended = attend(states, lengths, dropout, scale, is_causal, reach)
+    return attended.view(batch, width, heads, value.shape[3])
+
+
+def _is_weighted(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> bool:
+    trains = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    # Dropout decides by itself: a recomputed forward pass must draw as the first one did.
+    return query.device.type == "cpu" and (dropout > 0 or (trains and query.dtype.itemsize == 2))
+
+
+def _one_by_one(
+    states: list[Tensor],
+    lengths: tuple[int, ...],
+    dropout: float,
+    scale: float,
+    is_causal: bool,
+    reach: int | None,
+) -> Tensor:
+    """The fused kernel on views of each segment; neighbours of equal length share a call."""
+    runs = [(length, sum(1 for _ in run)) for length, run in groupby(lengths)]
+    parts = [x.split([length * count for length, count in runs]) for x in states]
     outputs: list[Tensor] = []
-    for *states, bucket in zip(*parts, plan.buckets, strict=True):
-        q, k, v = (x.view(bucket.num_segments, heads, bucket.length, x.shape[1]) for x in states)
-        attend = _weighted if weighted and bucket.length <= longest else _fused
+    for *rows, (length, _) in zip(*parts, runs, strict=True):
+        q, k, v = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in rows)
+        seen = None
+        if reach is not None and reach < length - 1:
+            blocked = _blocked(np.ones((1, length), dtype=bool), is_causal, reach)
+            seen = ~torch.from_numpy(blocked).to(q.device)
+        attended = F.scaled_dot_product_attention(
+            q, k, v, seen, dropout, is_causal=is_causal and seen is None, scale=scale
+        )
+        outputs.append(attended.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)
+
+
+def _side_by_side(
+    states: list[Tensor],
+    lengths: tuple[int, ...],
+    dropout: float,
+    scale: float,
+    is_causal: bool,
+    reach: int | None,
+) -> Tensor:
+    """Segments of similar length as one padded batch, with explicit weights if not too long."""
+    heads = states[0].shape[1]
+    plan = _plan(lengths, heads, is_causal, reach, states[0].device)
+    sizes = [bucket.num_segments * heads * bucket.length for bucket in plan.buckets]
+    parts = [cast(Tensor, _Spread.apply(x.flatten(0, 1), plan)).split(sizes) for x in states]
+    outputs: list[Tensor] = []
+    for *rows, bucket in zip(*parts, plan.buckets, strict=True):
+        q, k, v = (x.view(bucket.num_segments, heads, bucket.length, x.shape[1]) for x in rows)
+        attend = _weighted if bucket.length <= _LONGEST_WEIGHTED else _fused
         outputs.append(attend(q, k, v, bucket.blocked, dropout, scale).reshape(-1, v.shape[3]))
-    collected = cast(Tensor, _Collect.apply(torch.cat(outputs), plan))
-    return collected.view(batch, width, heads, value.shape[3])
+    return cast(Tensor, _Collect.apply(torch.cat(outputs), plan))
 
 
 def _fused(
@@ -142,12 +180,11 @@ class _Collect(torch.autograd.Function):
 def _plan(
     lengths: tuple[int, ...],
     heads: int,
-    merges: bool,
     is_causal: bool,
     reach: int | None,
     device: torch.device,
 ) -> _Plan:
-    """Group segments by length; with `merges` the short ones also with slightly longer ones."""
+    """Group segments by length and say where each of their rows goes."""
     sizes = np.asarray(lengths)
     starts = np.cumsum(sizes) - sizes
     order = np.argsort(-sizes, kind="stable")
@@ -155,7 +192,7 @@ def _plan(
     indices: list[NDArray[np.int64]] = []
     real: list[NDArray[np.bool_]] = []
     buckets: list[_Bucket] = []
-    for first, end in _groups(sizes, merges):
+    for first, end in _groups(sizes):
         length = int(sizes[first])
         within = np.arange(length) < sizes[first:end, None]
         tokens = starts[first:end, None] + np.where(within, np.arange(length), 0)
@@ -163,7 +200,7 @@ def _plan(
         indices.append((tokens[:, None] * heads + np.arange(heads)[:, None]).ravel())
         real.append(np.broadcast_to(within[:, None], shape).ravel())
         blocked = _blocked(within, is_causal, reach)
-        moved = None if blocked is None else torch.from_numpy(blocked).to(device)
+        moved = torch.from_numpy(blocked).to(device) if blocked.any() else None
         buckets.append(_Bucket(end - first, length, moved))
     index, is_real = np.concatenate(indices), np.concatenate(real)
     inverse = np.empty(int(is_real.sum()), dtype=np.int64)
@@ -172,21 +209,18 @@ def _plan(
     return _Plan(*places, buckets=buckets)
 
 
-def _groups(sizes: NDArray[np.int64], merges: bool) -> Iterator[tuple[int, int]]:
-    """Ranges of the falling `sizes` that share a call."""
+def _groups(sizes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Ranges of the falling `sizes` that share a call: one costs more than some padding."""
     first = 0
     while first < len(sizes):
         length = int(sizes[first])
-        slack = max(8, length // 8) if merges and length <= _LONGEST_MERGED else 0
-        end = first + int((sizes[first:] >= length - slack).sum())
+        end = first + int((sizes[first:] >= length - max(8, length // 8)).sum())
         yield first, end
         first = end
 
 
-def _blocked(
-    within: NDArray[np.bool_], is_causal: bool, reach: int | None
-) -> NDArray[np.bool_] | None:
-    """What may not be seen, `[num_segments, 1, length, length]`, or None if all may be.
+def _blocked(within: NDArray[np.bool_], is_causal: bool, reach: int | None) -> NDArray[np.bool_]:
+    """What may not be seen: `[num_segments or 1, 1, length, length]`.
 
     Padding sees itself: a row with nothing to see would be NaN.
     """
@@ -199,4 +233,4 @@ def _blocked(
         blocked = blocked | (abs(ahead) > reach)
     if not within.all():
         blocked = blocked | (~within[:, None, None] & (ahead != 0))
-    return blocked if blocked.any() else None
+    return blocked

@@ -28,7 +28,7 @@ def states(dtype: torch.dtype = torch.float64, seed: int = 0) -> list[torch.Tens
     return [x.to(dtype).transpose(1, 2).detach().requires_grad_() for x in made]
 
 
-@pytest.mark.parametrize("longest_weighted", [0, 20, 1000])  # fused kernel, both, explicit weights
+@pytest.mark.parametrize("longest_weighted", [None, 20, 1000])  # one by one; side by side, twice
 @pytest.mark.parametrize("reach", [None, 0, 4])
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("kind", LENGTHS)
@@ -36,9 +36,10 @@ def test_equals_a_loop_over_segments(
     kind: str,
     is_causal: bool,
     reach: int | None,
-    longest_weighted: int,
+    longest_weighted: int | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(fast, "_is_weighted", lambda *_: longest_weighted is not None)
     monkeypatch.setattr(fast, "_LONGEST_WEIGHTED", longest_weighted)
     inputs, lengths = states(), LENGTHS[kind]
     expected = attention_by_segment(*inputs, lengths, is_causal, reach)
@@ -51,14 +52,6 @@ def test_equals_a_loop_over_segments(
     )
     for ours, reference in pairs:  # float64: only the order of sums differs
         torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-10)
-
-
-def test_equals_the_loop_without_gradients() -> None:
-    inputs, lengths = states(), LENGTHS["mixed"]
-    with torch.no_grad():
-        found = segment_attention(*inputs, tuple(lengths))
-    expected = attention_by_segment(*inputs, lengths)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_bfloat16_is_as_near_to_the_truth_as_its_eight_bits() -> None:
@@ -78,11 +71,20 @@ def test_bfloat16_is_as_near_to_the_truth_as_its_eight_bits() -> None:
         assert error < 0.01
 
 
-@pytest.mark.parametrize("merges", [False, True])
-def test_spreading_and_collecting_are_each_others_gradient(merges: bool) -> None:
+def test_side_by_side_is_for_training_on_a_cpu_in_few_bits_or_with_dropout() -> None:
+    fp32, bf16 = states(torch.float32), states(torch.bfloat16)
+    assert fast._is_weighted(*bf16, 0.0)
+    assert fast._is_weighted(*fp32, 0.1)
+    assert not fast._is_weighted(*fp32, 0.0)
+    with torch.no_grad():
+        assert fast._is_weighted(*fp32, 0.1)  # as when it is recomputed for the gradient
+        assert not fast._is_weighted(*bf16, 0.0)
+
+
+def test_spreading_and_collecting_are_each_others_gradient() -> None:
     heads, lengths = 2, (1, 7, 9, 7, 10)
-    plan = fast._plan(lengths, heads, merges, False, None, torch.device("cpu"))
-    assert len(plan.padding) > 0 or not merges
+    plan = fast._plan(lengths, heads, False, None, torch.device("cpu"))
+    assert len(plan.padding) > 0
     rows = torch.randn(sum(lengths) * heads, 2, dtype=torch.float64, requires_grad=True)
     places = torch.randn(len(plan.index), 2, dtype=torch.float64, requires_grad=True)
     for function, given in ((fast._Spread, rows), (fast._Collect, places)):
@@ -91,11 +93,10 @@ def test_spreading_and_collecting_are_each_others_gradient(merges: bool) -> None
     assert torch.equal(fast._Collect.apply(fast._Spread.apply(rows, plan), plan), rows)
 
 
-def test_short_segments_share_calls_only_with_similar_ones() -> None:
-    sizes = np.array([500, 499, 128, 120, 112, 111, 20, 12, 11, 4, 1])
-    groups = [sizes[first:end].tolist() for first, end in fast._groups(sizes, merges=True)]
-    assert groups == [[500], [499], [128, 120, 112], [111], [20, 12], [11, 4], [1]]
-    assert len(list(fast._groups(sizes, merges=False))) == len(sizes)
+def test_segments_share_calls_with_similar_ones_only() -> None:
+    sizes = np.array([512, 448, 447, 128, 120, 112, 111, 20, 12, 11, 4, 1])
+    groups = [sizes[first:end].tolist() for first, end in fast._groups(sizes)]
+    assert groups == [[512, 448], [447], [128, 120, 112], [111], [20, 12], [11, 4], [1]]
 
 
 @pytest.mark.parametrize("trains", [False, True])
