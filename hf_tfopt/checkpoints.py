@@ -5,6 +5,7 @@ stop at it, without looking at the one before.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hf_tfopt.run_folder import finished_steps
 
 _STATES = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
 
@@ -103,3 +106,25 @@ def newest_good_checkpoint(
             return checkpoint, passed_over
         passed_over[checkpoint.name] = fault
     return None, passed_over
+
+
+def checkpoint_to_resume(
+    folder: str | Path, total_steps: int, say: Callable[[str], None]
+) -> Path | None:
+    """The checkpoint that a run of so many steps goes on from, saying which, and why not a newer.
+
+    Args:
+        folder: the run's output folder.
+        total_steps: of the whole run.
+        say: where the words go.
+
+    Raises:
+        ValueError: if the run is finished.
+    """
+    if finished_steps(folder) >= total_steps:
+        raise ValueError(f"{folder} is finished, with {total_steps} steps: give more --max_steps")
+    checkpoint, passed_over = newest_good_checkpoint(folder, before_step=total_steps)
+    for name, fault in passed_over.items():
+        say(f"Passed over {name}: {fault}")
+    say(f"Going on from {checkpoint.name}" if checkpoint else "No checkpoint yet: from step 0")
+    return checkpoint

@@ -81,3 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         print(f"hf-tfopt: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

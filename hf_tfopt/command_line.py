@@ -35,8 +35,9 @@ def recipe_or_exit(arguments: Sequence[str], usage: str) -> tuple[Recipe, bool]:
         usage: what `--help` prints before the keys.
     """
     if {"-h", "--help"} & {*arguments}:
-        keys = (f"  --{name}: {text}" for name, text in described(Recipe).items())
-        print(usage.strip(), "\nKeys:", *keys, sep="\n")
+        keys = {name: text for name, text in described(Recipe).items() if name != "preset"}
+        lines = (f"  --{name}: {text}" for name, text in keys.items())
+        print(usage.strip(), "\nKeys:", *lines, sep="\n")
         sys.exit()
     try:
         return recipe_from_command_line(arguments)

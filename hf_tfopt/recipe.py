@@ -42,6 +42,11 @@ MODEL_SIZES = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("intermediate_size", "max_position_embeddings"),
 )
+# What of a run may be otherwise when it goes on; the rest would make it another run.
+MAY_CHANGE_ON_RESUME = (
+    *("max_steps", "num_train_epochs", "logging_steps", "eval_steps", "save_steps", "device"),
+    *("preset", "output_dir", "report_to", "license", "language"),
+)
 _LEARNING_RATES = {"muon": 0.03, "adamw": 2e-3}
 
 # A key given in a recipe or on the command line sets aside these of the preset below it.

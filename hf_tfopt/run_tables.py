@@ -46,8 +46,8 @@ def headlines(run: Run) -> list[tuple[str, str]]:
     """The numbers that one looks for first."""
     found = run.metrics
     shown = [
-        ("Perplexity, held-out text", "perplexity", number),
-        ("Loss, held-out text", "eval_loss", number),
+        ("Held-out perplexity", "perplexity", number),
+        ("Held-out loss", "eval_loss", number),
         ("Training time", "train_seconds", duration),
         ("Steps", "steps", number),
         ("Tokens a second", "tokens_per_second", number),
@@ -105,6 +105,18 @@ def guess_rows(example: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
     return [
         (str(word), f"{probability:.0%}", str(word).casefold() == truth)
         for word, probability in example.get("guesses", [])
+    ]
+
+
+def summary_lines(data: Mapping[str, Mapping[str, Any]], model: Mapping[str, Any]) -> list[str]:
+    """What is about to be trained on what, for a terminal."""
+    text, held_out = data["train"], data["eval"]
+    return [
+        f"Corpus     {number(text['documents'])} documents, {number(text['words'])} words; "
+        f"{number(held_out['documents'])} more documents are held out",
+        f"Rows       {number(text['rows'])}, {number(text['tokens'])} tokens, "
+        f"{text['fullness']:.1%} full",
+        f"Model      {', '.join(f'{name} {value}' for name, value in fact_rows(model))}",
     ]
 
 

@@ -218,7 +218,7 @@ def described(cls: type) -> Mapping[str, str]:
     lines: dict[str, str] = {}
     for field in dataclasses.fields(cls):
         kind, _ = types[field.name]
-        default = "none" if field.default is None else field.default
+        default = "none" if field.default in (None, "") else field.default
         check: Check | None = field.metadata["check"]
         allowed = f", {check.words}" if check else ""
         lines[field.name] = f"{field.metadata['summary']} ({kind.__name__}{allowed}; {default})"

@@ -19,7 +19,7 @@ COMMAND = recipe_or_exit(sys.argv[1:], __doc__) if IS_SCRIPT else None
 IS_TUNED = IS_SCRIPT and tune_allocator()
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,22 +29,17 @@ from transformers import AutoModelForMaskedLM, ProgressCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 import hf_tfopt as tfo
-from hf_tfopt.checkpoints import checkpoint_step, newest_good_checkpoint
+from hf_tfopt.checkpoints import checkpoint_step, checkpoint_to_resume
 from hf_tfopt.completions import blanks, complete
 from hf_tfopt.host_arguments import training_arguments
 from hf_tfopt.hub import write_card
 from hf_tfopt.masked_lm import masked_lm_model, masked_lm_tokenizer, model_config
 from hf_tfopt.progress import ProgressBar
-from hf_tfopt.recipe import Recipe
+from hf_tfopt.recipe import MAY_CHANGE_ON_RESUME, Recipe
 from hf_tfopt.report import write_report
 from hf_tfopt.run_facts import data_facts, environment_facts, model_facts
-from hf_tfopt.run_folder import Run, check_unchanged, claim, finished_steps, write_run, write_text
-from hf_tfopt.run_tables import duration, example_lines, number
-
-MAY_CHANGE_ON_RESUME = (
-    *("max_steps", "num_train_epochs", "logging_steps", "eval_steps", "save_steps", "device"),
-    *("preset", "output_dir", "report_to", "license", "language"),
-)
+from hf_tfopt.run_folder import Run, check_unchanged, claim, write_run, write_text
+from hf_tfopt.run_tables import duration, example_lines, number, summary_lines
 
 
 class Prepared(NamedTuple):
@@ -84,7 +79,9 @@ def prepare(recipe: Recipe, is_resumed: bool) -> Prepared:
         rows = {name: _rows(recipe, part, tokenizer) for name, part in corpus.items()}
         total_steps = recipe.total_steps(len(rows["train"]), process.num_processes)
         arguments = training_arguments(recipe, total_steps, process.device)
-        checkpoint = _checkpoint(folder, total_steps, process.print) if is_resumed else None
+        checkpoint = (
+            checkpoint_to_resume(folder, total_steps, process.print) if is_resumed else None
+        )
         if process.is_main_process:
             tokenizer.save_pretrained(folder)
             write_text(folder / "recipe.yaml", recipe.to_yaml())
@@ -96,16 +93,6 @@ def prepare(recipe: Recipe, is_resumed: bool) -> Prepared:
 def _rows(recipe: Recipe, documents: Any, tokenizer: Any) -> Any:
     examples = tfo.tokenize(documents, tokenizer, recipe.max_length)
     return tfo.pack(examples, recipe.max_length) if recipe.packing else examples
-
-
-def _checkpoint(folder: Path, total_steps: int, say: Callable[[str], None]) -> Path | None:
-    if finished_steps(folder) >= total_steps:
-        raise ValueError(f"{folder} is finished, with {total_steps} steps: give more --max_steps")
-    checkpoint, passed_over = newest_good_checkpoint(folder, before_step=total_steps)
-    for name, fault in passed_over.items():
-        say(f"Passed over {name}: {fault}")
-    say(f"Going on from {checkpoint.name}" if checkpoint else "No checkpoint yet: from step 0")
-    return checkpoint
 
 
 def _trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, rows: Any) -> Any:
@@ -189,14 +176,8 @@ def run(prepared: Prepared) -> dict[str, float]:
     """Say what is about to run, run it, and say what came of it; returns the final numbers."""
     recipe, trainer, data = prepared.recipe, prepared.trainer, prepared.data
     say = PartialState().print
-    text, held_out = data["train"], data["eval"]
     say(f"Recipe     {recipe.preset or 'of its own'}, {trainer.args.max_steps} steps")
-    say(f"Corpus     {number(text['documents'])} documents, {number(text['words'])} words")
-    say(f"           and {number(held_out['documents'])} documents held out for evaluation")
-    say(f"Rows       {number(text['rows'])} of {recipe.max_length}, {text['fullness']:.1%} full")
-    say(
-        f"Model      {', '.join(f'{k} {number(v)}' for k, v in model_facts(trainer.model).items())}"
-    )
+    say(*summary_lines(data, model_facts(trainer.model)), sep="\n")
     say(f"Precision  {'bf16' if trainer.args.bf16 else 'fp32'}")
     if IS_TUNED:
         say("Memory     freed memory is kept for the next step: faster on a CPU, and more is held")
@@ -224,6 +205,6 @@ def main(arguments: Sequence[str]) -> dict[str, float]:
 if COMMAND:
     try:
         prepared = prepare(*COMMAND)
-    except (ValueError, OSError) as error:  # the user's: one line tells it better than a traceback
+    except (ValueError, OSError, ImportError) as error:  # the user's: one line tells it better
         sys.exit(f"error: {error}")
     run(prepared)

@@ -203,6 +203,8 @@ def test_a_script_answers_help_and_mistakes_and_ends(capsys):
         recipe_or_exit(["--help"], "How to use it.")
     assert end.value.code is None
     told = capsys.readouterr().out
-    assert "How to use it." in told and all(f"--{name}:" in told for name in kinds(Recipe))
+    assert "How to use it." in told and all(
+        f"--{n}:" in told for n in kinds(Recipe) if n != "preset"
+    )
     with pytest.raises(SystemExit, match=r"error: .*did you mean 'bert-mini'") as end:
         recipe_or_exit(["bert-mni"], "")
