@@ -178,21 +178,34 @@ def _near(own: float | None, ours: float, logits: Tensor) -> bool:
 
 def _one_example(batch: Mapping[str, Any], labels: Tensor) -> tuple[dict[str, Any], Tensor]:
     """The example with most labels, cut from every tensor of the batch."""
+    if "cu_seq_lens_q" in batch:
+        return _one_segment(batch, labels)
     best = int(labels.ne(IGNORE_INDEX).sum(-1).argmax())
     size = labels.shape[0]
 
     def cut(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {key: cut(item) for key, item in value.items()}
-        if isinstance(value, Tensor) and value.dim() and value.shape[0] == size:
-            return value[best : best + 1]
-        return value
+        is_column = isinstance(value, Tensor) and value.dim() and value.shape[0] == size
+        return value[best : best + 1] if is_column else value
 
-    if size == 1:
-        return dict(batch), labels
-    if "cu_seq_lens_q" in batch:  # offsets into all rows: they cannot be cut one by one
-        return dict(batch), labels
     return {name: cut(value) for name, value in batch.items()}, labels[best : best + 1]
+
+
+def _one_segment(batch: Mapping[str, Any], labels: Tensor) -> tuple[dict[str, Any], Tensor]:
+    """The same where examples lie end to end, without padding: [B, T] read as one row."""
+    ends = batch["cu_seq_lens_q"]
+    targets = labels.reshape(1, -1)
+    before = F.pad(targets.ne(IGNORE_INDEX).cumsum(-1)[0], (1, 0))
+    best = int((before[ends[1:]] - before[ends[:-1]]).argmax())
+    start, end = int(ends[best]), int(ends[best + 1])
+    alone = torch.tensor([0, end - start], dtype=ends.dtype, device=ends.device)
+    lengths = {"max_length_q": end - start, "max_length_k": end - start}
+    example = {**batch, "cu_seq_lens_q": alone, "cu_seq_lens_k": alone, **lengths}
+    for name, value in batch.items():
+        if isinstance(value, Tensor) and value.shape == labels.shape:
+            example[name] = value.reshape(1, -1)[:, start:end]
+    return example, targets[:, start:end]
 
 
 def _bodies(model: Any) -> list[str]:

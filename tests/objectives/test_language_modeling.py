@@ -16,6 +16,7 @@ from transformers import (
 
 from hf_tfopt.losses.head import LogitTail
 from hf_tfopt.objectives.language_modeling import LanguageModeling
+from hf_tfopt.surgery.attention import unpadded_attention
 from tests.models import EDITED_LOGITS, NO_DROPOUT, SIZES, TINY, VOCABULARY, batch_for, tiny
 
 # fp32 sums in another order.
@@ -157,3 +158,35 @@ def test_hooks_and_forwards_are_gone_after_an_error() -> None:
         objective.terms(model, model, batch, False)
     assert "forward" not in vars(model.get_output_embeddings())
     assert not model.bert._forward_hooks
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_examples_end_to_end_are_planned_on_one_of_them(is_packed: bool) -> None:
+    """Planning keeps full logits for one example only, however many lie in the row."""
+    model = unpadded_attention(tiny("bert")).eval()
+    batch = batch_for(model)
+    rows, width = batch["input_ids"].shape
+    ends = torch.arange(0, rows * width + 1, width, dtype=torch.int32)
+    shape = (2, -1) if is_packed else (1, -1)
+    flat = {
+        "input_ids": batch["input_ids"].reshape(shape),
+        "position_ids": torch.arange(width).repeat(rows).reshape(shape),
+        "labels": batch["labels"].reshape(shape),
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": width,
+        "max_length_k": width,
+    }
+    widths: list[int] = []
+    handle = model.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, output: widths.append(inputs[0].shape[1])
+    )
+    objective = LanguageModeling()
+    objective.prepare(model, flat)
+    handle.remove()
+    assert max(widths) == width
+    assert objective.plan is not None and objective.plan.head is not None
+    terms, _ = objective.terms(model, model, flat, False)
+    own = model.set_attn_implementation("sdpa") or model(**batch).loss
+    loss = terms["cross_entropy"].sum / terms["cross_entropy"].count
+    torch.testing.assert_close(loss, own, rtol=TOLERANCE, atol=0)
