@@ -15,8 +15,8 @@ _TABLES = {
     "surgeries": Lazy("hf_tfopt.surgery:SURGERIES"),
 }
 _RECIPE_KEYS = "keys"
-_RECIPE = Lazy("hf_tfopt.recipe:Recipe")
-_DESCRIBED = Lazy("hf_tfopt.typed_values:described")
+_RECIPE = Lazy("hf_tfopt.recipe.keys:Recipe")
+_DESCRIBED = Lazy("hf_tfopt.recipe.typed_values:described")
 _WRITE_REPORT = Lazy("hf_tfopt.report:write_report")
 _WRITE_CARD = Lazy("hf_tfopt.hub:write_card")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_tfopt import run_tables
-from hf_tfopt.run_folder import Run, read_run, write_text
+from hf_tfopt.run import tables
+from hf_tfopt.run.folder import Run, read_run, write_text
 
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -35,7 +35,7 @@ def _hub_name(name: Any) -> str | None:
 def _metadata(run: Run) -> ModelCardData:
     recipe = run.recipe
     base, corpus = _hub_name(recipe.get("model")), _hub_name(recipe.get("corpus"))
-    shown_corpus = run_tables.shown_value("corpus", recipe.get("corpus", "unknown"))
+    shown_corpus = tables.shown_value("corpus", recipe.get("corpus", "unknown"))
     results = [
         EvalResult(
             task_type="fill-mask",
@@ -66,7 +66,7 @@ def _metadata(run: Run) -> ModelCardData:
 
 
 def _example_row(example: Mapping[str, Any]) -> tuple[str, str, str]:
-    guesses = [f"{word} {share}" for word, share, _ in run_tables.guess_rows(example)]
+    guesses = [f"{word} {share}" for word, share, _ in tables.guess_rows(example)]
     sentence = f"{example.get('before', '')}▁▁▁{example.get('after', '')}"
     return sentence, str(example.get("word", "")), ", ".join(guesses)
 
@@ -80,15 +80,15 @@ def model_card(run: Run) -> str:
     Args:
         run: a finished run.
     """
-    tables: dict[str, Sequence[tuple[str, ...]]] = {
-        "headlines": run_tables.headlines(run),
-        "recipe": run_tables.recipe_rows(run),
-        "data": run_tables.data_rows(run),
-        "facts": run_tables.fact_rows(run.model),
-        "versions": run_tables.fact_rows(run.environment),
+    told: dict[str, Sequence[tuple[str, ...]]] = {
+        "headlines": tables.headlines(run),
+        "recipe": tables.recipe_rows(run),
+        "data": tables.data_rows(run),
+        "facts": tables.fact_rows(run.model),
+        "versions": tables.fact_rows(run.environment),
         "examples": [_example_row(example) for example in run.examples],
     }
-    rows = {name: [tuple(map(markdown, row)) for row in table] for name, table in tables.items()}
+    rows = {name: [tuple(map(markdown, row)) for row in table] for name, table in told.items()}
     title = markdown(run.name)
     return str(
         ModelCard.from_template(

@@ -9,9 +9,9 @@ from typing import Any
 
 import jinja2
 
-from hf_tfopt import run_tables
 from hf_tfopt.plotting import DARK, LIGHT, Theme, curves
-from hf_tfopt.run_folder import Run, read_run, write_bytes, write_text
+from hf_tfopt.run import tables
+from hf_tfopt.run.folder import Run, read_run, write_bytes, write_text
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -53,17 +53,17 @@ def report_html(runs: Sequence[Run]) -> str:
 def _sections(run: Run) -> dict[str, Any]:
     return {
         "name": run.name,
-        "headlines": run_tables.headlines(run),
-        "recipe": run_tables.recipe_rows(run),
-        "data": run_tables.data_rows(run),
-        "model": run_tables.fact_rows(run.model),
-        "environment": run_tables.fact_rows(run.environment),
+        "headlines": tables.headlines(run),
+        "recipe": tables.recipe_rows(run),
+        "data": tables.data_rows(run),
+        "model": tables.fact_rows(run.model),
+        "environment": tables.fact_rows(run.environment),
         "examples": [
             {
                 "before": example.get("before", ""),
                 "word": example.get("word", ""),
                 "after": example.get("after", ""),
-                "guesses": run_tables.guess_rows(example),
+                "guesses": tables.guess_rows(example),
             }
             for example in run.examples
         ],

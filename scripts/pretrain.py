@@ -12,7 +12,7 @@ A recipe is a YAML file or a preset's name; `hf-tfopt list presets keys` tells w
 import sys
 
 from hf_tfopt.allocator import tune_allocator
-from hf_tfopt.command_line import recipe_from_command_line, recipe_or_exit
+from hf_tfopt.recipe.command_line import recipe_from_command_line, recipe_or_exit
 
 IS_SCRIPT = __name__ == "__main__"
 COMMAND = recipe_or_exit(sys.argv[1:], __doc__) if IS_SCRIPT else None
@@ -29,17 +29,17 @@ from transformers import AutoModelForMaskedLM, ProgressCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 import hf_tfopt as tfo
-from hf_tfopt.checkpoints import checkpoint_step, checkpoint_to_resume
-from hf_tfopt.completions import blanks, complete
-from hf_tfopt.host_arguments import training_arguments
 from hf_tfopt.hub import write_card
-from hf_tfopt.masked_lm import masked_lm_model, masked_lm_tokenizer, model_config
-from hf_tfopt.progress import ProgressBar
-from hf_tfopt.recipe import MAY_CHANGE_ON_RESUME, Recipe
+from hf_tfopt.recipe.host_arguments import training_arguments
+from hf_tfopt.recipe.keys import MAY_CHANGE_ON_RESUME, Recipe
+from hf_tfopt.recipe.masked_lm import masked_lm_model, masked_lm_tokenizer, model_config
 from hf_tfopt.report import write_report
-from hf_tfopt.run_facts import data_facts, environment_facts, model_facts
-from hf_tfopt.run_folder import Run, check_unchanged, claim, write_run, write_text
-from hf_tfopt.run_tables import duration, example_lines, number, summary_lines
+from hf_tfopt.run.checkpoints import checkpoint_step, checkpoint_to_resume
+from hf_tfopt.run.completions import blanks, complete
+from hf_tfopt.run.facts import data_facts, environment_facts, model_facts
+from hf_tfopt.run.folder import Run, check_unchanged, claim, write_run, write_text
+from hf_tfopt.run.progress import ProgressBar
+from hf_tfopt.run.tables import duration, example_lines, number, summary_lines
 
 
 class Prepared(NamedTuple):

@@ -5,9 +5,9 @@ import pytest
 
 from hf_tfopt.cli import main
 from hf_tfopt.presets import PRESETS
-from hf_tfopt.recipe import Recipe
-from hf_tfopt.typed_values import kinds
-from tests.test_report import write_finished_run
+from hf_tfopt.recipe.keys import Recipe
+from hf_tfopt.recipe.typed_values import kinds
+from tests.run.finished import write_finished_run
 
 
 def test_list_shows_every_table_with_a_summary_of_each_entry(capsys):

@@ -4,8 +4,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hf_tfopt.hub import markdown, model_card, write_card
-from hf_tfopt.run_folder import read_run
-from tests.test_report import HOSTILE, finished_run, write_finished_run
+from hf_tfopt.run.folder import read_run
+from tests.run.finished import HOSTILE, finished_run, write_finished_run
 
 
 def test_the_card_says_what_was_measured_and_how_it_was_made(tmp_path):

@@ -5,11 +5,11 @@ import pytest
 import yaml
 from transformers.trainer_utils import SchedulerType
 
-from hf_tfopt.command_line import recipe_from_command_line, recipe_or_exit
 from hf_tfopt.data.local_files import TextUnit
 from hf_tfopt.presets import PRESETS
-from hf_tfopt.recipe import SCHEDULES, TEXT_UNITS, Recipe, load_recipe
-from hf_tfopt.typed_values import described, kinds, parse_flags
+from hf_tfopt.recipe.command_line import recipe_from_command_line, recipe_or_exit
+from hf_tfopt.recipe.keys import SCHEDULES, TEXT_UNITS, Recipe, load_recipe
+from hf_tfopt.recipe.typed_values import described, kinds, parse_flags
 
 
 @pytest.fixture

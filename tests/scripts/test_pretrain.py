@@ -16,9 +16,9 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
-from hf_tfopt.checkpoints import checkpoint_fault, newest_good_checkpoint
 from hf_tfopt.data.tokenizer import train_tokenizer
-from hf_tfopt.recipe import load_recipe
+from hf_tfopt.recipe.keys import load_recipe
+from hf_tfopt.run.checkpoints import checkpoint_fault, newest_good_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "pretrain.py"

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_tfopt.run_folder import finished_steps
+from hf_tfopt.run.folder import finished_steps
 
 _STATES = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from hf_tfopt.run_folder import Run
+from hf_tfopt.run.folder import Run
 
 _PATH_KEYS = ("corpus", "model", "tokenizer", "output_dir")
 _DATA_ROWS = {

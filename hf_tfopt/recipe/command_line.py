@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Sequence
 
-from hf_tfopt.recipe import Recipe, load_recipe
-from hf_tfopt.typed_values import described, parse_flags
+from hf_tfopt.recipe.keys import Recipe, load_recipe
+from hf_tfopt.recipe.typed_values import described, parse_flags
 
 
 def recipe_from_command_line(

@@ -9,7 +9,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from hf_tfopt.data.model_inputs import ModelFacts
 from hf_tfopt.data.tokenizer import train_tokenizer
-from hf_tfopt.recipe import MODEL_SIZES, Recipe
+from hf_tfopt.recipe.keys import MODEL_SIZES, Recipe
 from hf_tfopt.registry import check_name, nearest
 from hf_tfopt.surgery.attention import unpadded_attention
 

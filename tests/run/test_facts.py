@@ -4,7 +4,7 @@ import datasets
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from hf_tfopt.run_facts import data_facts, environment_facts, has_fast_bfloat16, model_facts
+from hf_tfopt.run.facts import data_facts, environment_facts, has_fast_bfloat16, model_facts
 
 
 def test_text_is_counted_as_it_is_selected():

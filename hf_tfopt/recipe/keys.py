@@ -16,8 +16,7 @@ import yaml
 from hf_tfopt.data.masking import UNITS
 from hf_tfopt.optimizers import OPTIMIZERS
 from hf_tfopt.presets import PRESETS
-from hf_tfopt.registry import check_name, nearest
-from hf_tfopt.typed_values import (
+from hf_tfopt.recipe.typed_values import (
     INSIDE_UNIT,
     NOT_NEGATIVE,
     POSITIVE,
@@ -30,6 +29,7 @@ from hf_tfopt.typed_values import (
     read_yaml_mapping,
     value_from_text,
 )
+from hf_tfopt.registry import check_name, nearest
 
 # The host's lr_scheduler_type names that need nothing but the number of steps.
 SCHEDULES = (

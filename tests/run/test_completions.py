@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hf_tfopt.completions import blanks, complete
 from hf_tfopt.data.tokenizer import train_tokenizer
+from hf_tfopt.run.completions import blanks, complete
 
 SENTENCES = [
     "The small cat watches the garden every morning.",

@@ -7,9 +7,9 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 
-from hf_tfopt.recipe import Recipe
+from hf_tfopt.recipe.keys import Recipe
 from hf_tfopt.registry import check_name
-from hf_tfopt.run_facts import has_fast_bfloat16
+from hf_tfopt.run.facts import has_fast_bfloat16
 
 
 def training_arguments(recipe: Recipe, total_steps: int, device: torch.device) -> TrainingArguments:
