@@ -1,13 +1,13 @@
 """Seconds of training until a held-out masked-LM loss: stock Trainer, engineered AdamW, ours.
 
-Everyone trains the same BERT-mini (vocabulary 30,522, windows of at most 128 tokens) on the embedded
-corpus on this machine, and is stopped by the same evaluation: 15% of the tokens of held-out
+Everyone trains the same BERT-mini (vocabulary 30,522, windows of at most 128 tokens) on the
+embedded corpus on this machine, and is judged by the same evaluation: 15% of the tokens of held-out
 documents, masked once and for all. Sides:
 
     padded      stock Trainer, DataCollatorForLanguageModeling, windows of documents with padding
     blocks      stock Trainer, the same collator on concatenated blocks of 128, nothing padded
-    engineered  labelled positions only, no padding, bf16, AdamW, dropout 0.1, 15% masks, linear decay
-    ours        what the preset "bert-mini" uses: the same, and Muon, no dropout, 30% masks, WSD
+    engineered  labelled positions only, no padding, bf16; AdamW, dropout 0.1, 15% masks
+    ours        no padding, bf16 as well; Muon, no dropout, 30% masks, WSD
     ours-...    ours without one of its ingredients (`ablate`)
 
 Each side is tuned over the same number of runs (learning rates below) on the validation documents;
@@ -91,9 +91,11 @@ class Clock:
     curve: list[tuple[int, float, float]] = field(default_factory=list)
 
     def start(self) -> None:
+        """Training goes on."""
         self.started = time.perf_counter()
 
     def stop(self) -> None:
+        """Training pauses, or has ended."""
         self.seconds += time.perf_counter() - self.started
 
 
@@ -298,20 +300,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--folder", default="runs/time_to_loss", help="data and results")
     parser.add_argument("--size", type=float, default=1.0, help="length of every schedule")
     parser.add_argument("--target", type=float, default=0.0, help="stop at this held-out loss")
+    parser.add_argument("--rates", type=int, default=3, help="tuning runs of each side, at most 3")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sides", nargs="*", default=list(SIDES))
     parser.add_argument("--run", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     tune_allocator()
     if options.stage == "run":
-        return run(*json.loads(options.run), options)
+        run(*json.loads(options.run), options)
+        return
     if options.stage == "table":
-        return void(table(options))
+        table(options)
+        return
     prepare(Path(options.folder))
     if options.stage == "tune":
-        width = range(max(len(side.rates) for side in SIDES.values()))
-        jobs = [(name, SIDES[name].rates[i], 0, "validation") for i in width for name in options.sides]
-        return in_turn(jobs, options)
+        width = range(options.rates)
+        sides = [(name, SIDES[name].rates) for name in options.sides]
+        jobs = [(name, rates[i], 0, "validation") for i in width for name, rates in sides]
+        in_turn(jobs, options)
+        return
     rates = best_rates(options)
     names = options.sides if options.stage == "claim" else list(ABLATIONS)
     seeds = range(1, 1 + options.seeds)
@@ -323,10 +330,6 @@ def main(argv: list[str] | None = None) -> None:
             jobs.append((name, rate, seed, "test"))
     in_turn(jobs, options)
     table(options)
-
-
-def void(_result: Any) -> None:
-    """Nothing to return to the shell."""
 
 
 if __name__ == "__main__":
