@@ -152,8 +152,8 @@ class TfoptMixin(Trainer):
         size = self.args.eval_batch_size
         num_own = min(max(state.remainder - self.args.process_index * size, 0), size)
         labels = labels.clone()
-        if labels.shape[0] == 1 and "cu_seq_lens_q" in inputs:  # examples end to end in one row
-            labels[:, inputs["cu_seq_lens_q"][num_own:].min() :] = IGNORE_INDEX
+        if labels.shape[0] < size and "cu_seq_lens_q" in inputs:  # examples end to end in one row
+            labels[:, int(inputs["cu_seq_lens_q"][num_own]) :] = IGNORE_INDEX
         else:
             labels[num_own:] = IGNORE_INDEX
         return {**inputs, "labels": labels}

@@ -3,6 +3,7 @@
 import logging
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,29 @@ def test_evaluation_is_exact_per_token(tmp_path: Path) -> None:
     assert scores["eval_perplexity"] == pytest.approx(math.exp(own), rel=1e-5)
     host = Trainer(model, arguments(tmp_path), eval_dataset=rows).evaluate()
     assert host["eval_loss"] != pytest.approx(own, rel=1e-4), "the host averages batch means"
+
+
+@pytest.mark.parametrize(("rank", "kept"), [(0, 4), (1, 1), (2, 0)])
+@pytest.mark.parametrize("form", ["rows", "end to end", "packed"])
+def test_examples_that_fill_up_the_last_batch_are_not_counted_twice(
+    rank: int, kept: int, form: str
+) -> None:
+    """Three processes with batches of 4 share a last batch of 5 examples."""
+    host = SimpleNamespace(
+        accelerator=SimpleNamespace(
+            gradient_state=SimpleNamespace(end_of_dataloader=True, remainder=5)
+        ),
+        args=SimpleNamespace(world_size=3, eval_batch_size=4, process_index=rank),
+    )
+    labels = torch.arange(4).repeat_interleave(3).reshape(4, 3)  # each example's number
+    inputs = {"labels": labels.reshape(1, -1) if form == "end to end" else labels}
+    if form != "rows":
+        step = 3 if form == "end to end" else 1  # packed rows hold three examples each
+        inputs["cu_seq_lens_q"] = torch.arange(0, 13, step)
+    found = tfo.TfoptMixin._without_repeats(host, inputs)["labels"].flatten()
+    assert found.ne(-100).sum() == 3 * kept
+    assert torch.equal(found[: 3 * kept], labels.flatten()[: 3 * kept])
+    assert labels.ne(-100).all(), "the batch itself stays as it was"
 
 
 def test_metrics_get_full_logits_and_the_loss_stays_exact(tmp_path: Path) -> None:
