@@ -20,7 +20,9 @@ def loss_func(
     """A loss for `Trainer(compute_loss_func=...)`, exact under accumulation and many processes.
 
     Gives `sum(loss) / num_items_in_batch`, where the host counts the items over all accumulated
-    micro-batches of all processes. In evaluation (no gradients) the loss is not smoothed.
+    micro-batches of all processes. In evaluation (no gradients) the loss is not smoothed. For
+    GPT-2, whose labels the host does not know to be shifted, it also counts the label of each first
+    position; and T5 or BART need `decoder_input_ids` in the batch: `tfo.attach` sees to both.
 
     Args:
         name: an entry of `LOSSES`.
