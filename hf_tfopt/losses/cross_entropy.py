@@ -11,7 +11,7 @@ from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum
 
 # Logits held at once: enough rows to keep a GEMM busy, and little beside the gradient of a
 # 30k x 256 head (31 MiB).
-CHUNK_BYTES = 24 * 2**20
+CHUNK_BYTES = 16 * 2**20
 # Softmax and its slope are taken in blocks that stay in a core's second-level cache.
 BLOCK_ELEMENTS = 2**19
 

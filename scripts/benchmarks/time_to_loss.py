@@ -279,17 +279,22 @@ def seconds_to(target: float, curve: list[list[float]]) -> float:
 
 
 def table(options: argparse.Namespace) -> dict[str, Any]:
-    """Median seconds to the target by side, and ours as a share of each."""
+    """Median seconds to the target by side, and ours as a share of each.
+
+    Without a target it is the lowest loss that every run reached.
+    """
+    runs = results(options, "test")
+    target = options.target or max(run["curve"][-1][2] for run in runs)
     times: dict[str, list[float]] = {}
-    for entry in results(options, "test"):
-        times.setdefault(entry["side"], []).append(seconds_to(options.target, entry["curve"]))
+    for entry in runs:
+        times.setdefault(entry["side"], []).append(seconds_to(target, entry["curve"]))
     ours = median(times.get("ours", [float("nan")]))
-    print(f"target {options.target}; seconds of training until the held-out loss is there")
+    print(f"target {target:.3f}; seconds of training until the held-out loss is there")
     for name, values in sorted(times.items(), key=lambda item: -mean(item[1])):
         spread = ", ".join(f"{value:.1f}" for value in values)
         share = ours / median(values)
         print(f"{name:18}{median(values):>9.1f}   ({spread})   ours / this: {share:.3f}")
-    summary = {"target": options.target, "seconds": times, "rates": best_rates(options)}
+    summary = {"target": target, "seconds": times, "rates": best_rates(options)}
     print(json.dumps(summary))
     return summary
 
@@ -299,7 +304,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("stage", choices=["tune", "claim", "ablate", "table", "run"])
     parser.add_argument("--folder", default="runs/time_to_loss", help="data and results")
     parser.add_argument("--size", type=float, default=1.0, help="length of every schedule")
-    parser.add_argument("--target", type=float, default=0.0, help="stop at this held-out loss")
+    parser.add_argument(
+        "--target", type=float, default=0.0, help="held-out loss to stop at; none: run on"
+    )
     parser.add_argument("--rates", type=int, default=3, help="tuning runs of each side, at most 3")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sides", nargs="*", default=list(SIDES))
