@@ -215,7 +215,7 @@ def attach(
         The same trainer.
 
     Raises:
-        ValueError: the trainer has a loss already, or smooths labels itself.
+        ValueError: the trainer has a loss or an objective already, or smooths labels itself.
     """
     if trainer.compute_loss_func is not None and loss is not None:
         raise ValueError("the trainer has a compute_loss_func already; attach would replace it")
@@ -224,8 +224,14 @@ def attach(
             "args.label_smoothing_factor would silently be ignored beside an attached loss; set it "
             "to 0 and attach loss_func('cross_entropy', label_smoothing=...)"
         )
+    has_objective = isinstance(trainer, TfoptMixin) and trainer.objective is not None
+    if has_objective and loss is not None:
+        raise ValueError(
+            f"{type(trainer).__name__} trains its objective and would ignore an attached loss; "
+            "give it objective=None, or the loss as an option of its objective"
+        )
     adopt_collator(trainer)
-    if trainer.compute_loss_func is None and not isinstance(trainer, TfoptMixin):
+    if trainer.compute_loss_func is None and not has_objective:
         _adapt_collator(trainer)
         trainer.compute_loss_func = loss or loss_func("cross_entropy")
     handler = trainer.callback_handler

@@ -261,6 +261,9 @@ def test_attach_replaces_nothing_silently(tmp_path: Path) -> None:
     busy = Trainer(tiny("bert"), arguments(tmp_path), compute_loss_func=tfo.loss_func())
     with pytest.raises(ValueError, match="has a compute_loss_func already"):
         tfo.attach(busy, loss=tfo.loss_func())
+    ours = tfo.TfoptTrainer(tiny("bert"), arguments(tmp_path))
+    with pytest.raises(ValueError, match="would ignore an attached loss"):
+        tfo.attach(ours, loss=tfo.loss_func())
     smooth = Trainer(tiny("bert"), arguments(tmp_path, label_smoothing_factor=0.1))
     with pytest.raises(ValueError, match="label_smoothing_factor would silently be ignored"):
         tfo.attach(smooth)
