@@ -18,6 +18,7 @@ _EXPORTS = {
     "MaskedLMCollator": "hf_tfopt.data.collators",
     "COLLATORS": "hf_tfopt.data",
     # surgery: model -> the same model, edited
+    "initialize_from_corpus": "hf_tfopt.surgery.initialization",
     "unpadded_attention": "hf_tfopt.surgery.attention",
     "SURGERIES": "hf_tfopt.surgery",
     # losses: tensors -> (sum, count)

@@ -82,6 +82,8 @@ def prepare(recipe: Recipe, is_resumed: bool) -> Prepared:
         checkpoint = (
             checkpoint_to_resume(folder, total_steps, process.print) if is_resumed else None
         )
+        if recipe.initialization == "corpus" and checkpoint is None:
+            tfo.initialize_from_corpus(model, tfo.ArrowRows(rows["train"]), tokenizer)
         if process.is_main_process:
             tokenizer.save_pretrained(folder)
             write_text(folder / "recipe.yaml", recipe.to_yaml())

@@ -95,6 +95,8 @@ def test_flags_lie_over_the_file_and_the_file_over_its_preset(recipe_file):
         ("max_position_embeddings: 64", ["max_length 128", "64"]),
         ("model: a/b\nhidden_size: 64", ["hidden_size", "new model"]),
         ("tokenizer: a/b\nvocab_size: 64", ["vocab_size", "new tokenizer"]),
+        ("initialization: corpora", ["'corpora'", "did you mean 'corpus'?"]),
+        ("model: a/b\ninitialization: corpus", ["initialization", "new model"]),
     ],
 )
 def test_a_wrong_line_is_answered_with_what_would_be_right(line, told, recipe_file):

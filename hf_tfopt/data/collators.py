@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable
 from copy import copy
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from transformers.training_args import TrainingArguments
 
 from hf_tfopt.data.epoch_clock import EpochClock
 from hf_tfopt.data.flat_batch import FlatBatch, Rows, flatten
-from hf_tfopt.data.keyed_bits import Flags, Integers, example_keys
+from hf_tfopt.data.keyed_bits import Flags, example_keys
 from hf_tfopt.data.masking import MaskingRule, check_rate, choose_targets
 from hf_tfopt.data.model_inputs import ModelFacts, model_inputs
 from hf_tfopt.data.rows import NO_WORD
@@ -162,7 +161,7 @@ class MaskedLMCollator(TrainerCallback):
         batch = flatten(rows, is_packed, len(self.rule.maskable))
         keys = example_keys(batch.ids, batch.examples, self.seed, epoch)
         self._clock.watch(keys[0])
-        starts = None if self._words is None else partial(self._word_starts, batch)
+        starts = self._word_starts(batch)
         targets = choose_targets(batch.ids, batch.examples, keys, self.rule, probability, starts)
         return model_inputs(
             batch,
@@ -173,12 +172,13 @@ class MaskedLMCollator(TrainerCallback):
             self.pad_to_multiple_of or 1,
         )
 
-    def _word_starts(self, batch: FlatBatch, positions: Integers) -> Flags:
-        """Where words start among the maskable tokens: by the rows' own word_ids, or by tables."""
+    def _word_starts(self, batch: FlatBatch) -> Flags | None:
+        """Where words start, by the rows' own word_ids or by tables; None: units are tokens."""
+        if self._words is None:
+            return None
         if batch.word_ids is not None:
-            return np.diff(batch.word_ids[positions], prepend=NO_WORD) != 0
-        assert self._words is not None
-        return self._words.word_starts(batch.ids[positions])
+            return np.diff(batch.word_ids, prepend=NO_WORD) != 0
+        return self._words.word_starts(batch.ids)
 
 
 def _rule(tokenizer: Any, unit: str, mask_fraction: float, random_fraction: float) -> MaskingRule:

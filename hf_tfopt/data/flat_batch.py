@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hf_tfopt.data.keyed_bits import Integers
-from hf_tfopt.data.rows import NO_WORD, WORD_IDS
+from hf_tfopt.data.rows import NO_WORD, WORD_IDS, column_of
 from hf_tfopt.data.segments import segment_lengths
 
 Rows = Sequence[Mapping[str, Any]]
@@ -56,7 +56,7 @@ def flatten(rows: Rows, is_packed: bool, num_ids: int) -> FlatBatch:
 
 def _column(rows: Rows, name: str) -> tuple[Integers, list[int]]:
     """One column of all rows as a new array, and each row's length."""
-    values: list[Any] = [row[name] for row in rows]
+    values = column_of(rows, name)
     if not isinstance(values[0], np.ndarray):
         values = [
             np.array([NO_WORD if v is None else v for v in value], dtype=np.int64)

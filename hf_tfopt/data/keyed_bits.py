@@ -111,13 +111,18 @@ def fraction(drawn: Words) -> NDArray[np.float64]:
 
 
 def lanes_below(
-    threshold: int, keys: Words, counts: Integers
-) -> tuple[Integers, Integers, NDArray[np.float64]]:
-    """The (row, counter) pairs, counters below `counts[row]`, whose 16-bit lane is < threshold.
+    threshold: int, keys: Words, bounds: Integers
+) -> tuple[Integers, NDArray[np.float64]]:
+    """The flat indices whose 16-bit lane is < threshold, and `lane / threshold`: in [0, 1).
 
-    Lane j of a row is `bits(keys, row, j // 4) >> (16 * (j % 4)) & 0xFFFF`. The third array is
-    `lane / threshold`: uniform in [0, 1) for what is found.
+    The lane of index `bounds[row] + j` is `bits(keys, row, j // 4) >> (16 * (j % 4)) & 0xFFFF`.
+
+    Args:
+        threshold: the number of the 65536 lane values that are looked for.
+        keys: a key for each row.
+        bounds: where each row's indices begin, and the end of the last.
     """
+    counts = bounds[1:] - bounds[:-1]
     quads = (counts + 3) >> 2
     longest = int(quads.max(initial=0))
     multiples = _multiples(_room(longest))
@@ -128,20 +133,14 @@ def lanes_below(
         x += np.repeat(keys, quads)
     lanes = mix(x).astype("<u8", copy=False).view("<u2")
     found = np.flatnonzero(lanes < threshold)
-    bounds = np.zeros(len(quads) + 1, dtype=np.int64)
-    np.cumsum(4 * quads, out=bounds[1:])
-    rows, counters = by_row(found, bounds)
-    if (counts & 3).any():
-        real = np.flatnonzero(counters < counts[rows])
-        found, rows, counters = found[real], rows[real], counters[real]
-    return rows, counters, lanes[found].astype(np.float64) / threshold
-
-
-def by_row(indices: Integers, bounds: Integers) -> tuple[Integers, Integers]:
-    """Ascending flat indices as (row, index in the row), for rows that begin at `bounds`."""
-    edges = indices.searchsorted(bounds)
-    counts = edges[1:] - edges[:-1]
-    return np.repeat(np.arange(len(counts)), counts), indices - np.repeat(bounds[:-1], counts)
+    uniform = lanes[found] / threshold
+    if not (counts & 3).any():  # four lanes to a word leave none over: lanes are indices
+        return found, uniform
+    ends = np.cumsum(4 * quads)
+    rows = ends.searchsorted(found, "right")
+    indices = found - (ends - 4 * quads - bounds[:-1])[rows]
+    real = np.flatnonzero(indices < bounds[1:][rows])
+    return indices[real], uniform[real]
 
 
 def to_lane(probability: float) -> int:

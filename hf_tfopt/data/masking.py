@@ -24,7 +24,6 @@ from hf_tfopt.data.keyed_bits import (
     Words,
     below,
     bits,
-    by_row,
     fraction,
     lanes_below,
     to_lane,
@@ -156,7 +155,7 @@ def choose_targets(
     keys: Words,
     rule: MaskingRule,
     probability: float,
-    word_starts: Callable[[Integers], Flags] | None = None,
+    word_starts: Flags | None = None,
 ) -> Targets:
     """Choose units with `probability` each, and one more in an example that would have none.
 
@@ -168,114 +167,112 @@ def choose_targets(
         keys: `example_keys` of these examples.
         rule: the units and their fates.
         probability: the share of maskable tokens to choose, in (0, 1).
-        word_starts: positions of maskable tokens -> whether a word starts there; for words, spans.
+        word_starts: whether a word starts at each token; for words and spans.
 
     Paper: Devlin et al. 2019, BERT (https://arxiv.org/abs/1810.04805), section 3.1; for spans
     Joshi et al. 2020, SpanBERT (https://arxiv.org/abs/1907.10529), section 3.1. Differs: units are
     drawn independently, so an example's number of targets varies around the rate; a span may be
     cut short by the next one, and the rate is exact at every position.
     """
-    if rule.unit == "token":
-        positions, rows, fate = _choose_tokens(ids, bounds, keys, rule, probability)
-    else:
-        assert word_starts is not None
-        words = find_words(ids, bounds, rule, word_starts)
-        chosen, rows, fate = _choose_words(words, keys, rule, probability)
-        sizes = np.diff(words.first, append=len(words.tokens))[chosen]
-        positions = words.tokens[_ranges(words.first[chosen], sizes)]
-        rows, fate = np.repeat(rows, sizes), np.repeat(fate, sizes)
+    positions, fate = _chosen_tokens(ids, bounds, keys, rule, probability, word_starts)
     labels = ids[positions]
     inputs = np.full(len(labels), rule.mask_id)
     others = np.flatnonzero(fate >= rule.mask_fraction)
     inputs[others] = labels[others]
     replaced = others[fate[others] < rule.mask_fraction + rule.random_fraction]
-    counters = positions[replaced] - bounds[rows[replaced]]
-    drawn = below(len(rule.replacements), bits(keys[REPLACEMENT], rows[replaced], counters))
+    places = positions[replaced]
+    rows = bounds.searchsorted(places, "right") - 1
+    drawn = below(len(rule.replacements), bits(keys[REPLACEMENT], rows, places - bounds[rows]))
     inputs[replaced] = rule.replacements[drawn]
     return Targets(positions, labels, inputs)
 
 
+class Units(NamedTuple):
+    """What is chosen as a whole: tokens, or words with every special token one by itself.
+
+    `first`: the flat position of each unit's first token; None where units are tokens. `bounds`:
+    the index of each example's first unit, and the end.
+    """
+
+    first: Integers | None
+    bounds: Integers
+
+
 class Chosen(NamedTuple):
-    """The chosen units (flat indices), the example of each, and its fate: uniform in [0, 1)."""
+    """The chosen units, ascending, and the fate of each: uniform in [0, 1)."""
 
     units: Integers
-    rows: Integers
     fate: NDArray[np.float64]
 
 
-def _choose_tokens(
-    ids: Integers, bounds: Integers, keys: Words, rule: MaskingRule, probability: float
-) -> Chosen:
-    rows, counters, fate = lanes_below(to_lane(probability), keys[CHOICE], bounds[1:] - bounds[:-1])
-    tokens = bounds[rows] + counters
-    usual = np.flatnonzero(rule.maskable[ids[tokens]])
-
-    def candidates(row: int) -> Integers:
-        begin, end = bounds[row : row + 2]
-        return begin + np.flatnonzero(rule.maskable[ids[begin:end]])
-
-    return _one_in_each(Chosen(tokens[usual], rows[usual], fate[usual]), keys, candidates)
-
-
-class WordsOfBatch(NamedTuple):
-    """The words of a flat batch, each of one or more tokens that may be masked.
-
-    `tokens`: flat positions of all maskable tokens. `first`: index into `tokens` of each word's
-    first. `bounds`: index into `first` of each example's first word, and the end. `joined`: the
-    word follows the one before it with nothing special between them.
-    """
-
-    tokens: Integers
-    first: Integers
-    bounds: Integers
-    joined: Flags
-
-
-def find_words(
-    ids: Integers, bounds: Integers, rule: MaskingRule, word_starts: Callable[[Integers], Flags]
-) -> WordsOfBatch:
-    """The words of a flat batch; a word ends before a special token and with its example."""
-    tokens = np.flatnonzero(rule.maskable[ids])
-    bounds = np.searchsorted(tokens, bounds)
-    apart = np.ones(len(tokens), dtype=np.bool_)
-    np.not_equal(np.diff(tokens), 1, out=apart[1:])
-    apart[bounds[:-1][np.diff(bounds) > 0]] = True
-    first = np.flatnonzero(apart | word_starts(tokens))
-    return WordsOfBatch(tokens, first, np.searchsorted(first, bounds), ~apart[first])
-
-
-def _choose_words(
-    words: WordsOfBatch, keys: Words, rule: MaskingRule, probability: float
-) -> Chosen:
-    if rule.unit == "span":
-        chosen = _choose_spans(words, keys, span_tables(probability))
+def _chosen_tokens(
+    ids: Integers,
+    bounds: Integers,
+    keys: Words,
+    rule: MaskingRule,
+    probability: float,
+    word_starts: Flags | None,
+) -> tuple[Integers, NDArray[np.float64]]:
+    """The flat positions of all tokens of the chosen units, and the fate of each."""
+    if word_starts is None:
+        units = Units(None, bounds)
     else:
-        lane = to_lane(probability)
-        rows, counters, fate = lanes_below(lane, keys[CHOICE], np.diff(words.bounds))
-        chosen = Chosen(words.bounds[rows] + counters, rows, fate)
-    return _one_in_each(chosen, keys, lambda row: np.arange(*words.bounds[row : row + 2]))
+        units = find_words(ids, bounds, rule.maskable, word_starts)
+    first = units.first
+
+    def is_maskable(which: Integers) -> Flags:
+        return rule.maskable[ids[which if first is None else first[which]]]
+
+    if rule.unit == "span":
+        assert first is not None
+        chosen = _choose_spans(units, is_maskable(np.arange(len(first))), keys, probability)
+    else:
+        chosen = Chosen(*lanes_below(to_lane(probability), keys[CHOICE], units.bounds))
+    usual = np.flatnonzero(is_maskable(chosen.units))
+    chosen = Chosen(chosen.units[usual], chosen.fate[usual])
+    found, fate = _one_in_each(chosen, units.bounds, keys, is_maskable)
+    if first is None:
+        return found, fate
+    begins, ends = first[found], np.append(first, len(ids))[found + 1]
+    return _ranges(begins, ends - begins), np.repeat(fate, ends - begins)
 
 
-def _choose_spans(words: WordsOfBatch, keys: Words, tables: SpanTables) -> Chosen:
-    """The words inside spans; a span's words share the fate of the word it began at."""
-    rows, counters, _ = lanes_below(tables.start, keys[CHOICE], np.diff(words.bounds))
-    starts = np.zeros(len(words.first), dtype=np.bool_)
-    starts[words.bounds[rows] + counters] = True
-    begins = np.flatnonzero(starts | ~words.joined)
-    rows, counters = by_row(begins, words.bounds)
-    drawn = bits(keys[SPAN], rows, counters)
+def find_words(ids: Integers, bounds: Integers, maskable: Flags, word_starts: Flags) -> Units:
+    """The words of a flat batch; a word ends before a special token and with its example."""
+    special = ~maskable[ids]
+    starts = word_starts | special
+    starts[1:] |= special[:-1]
+    starts[bounds[:-1][bounds[1:] > bounds[:-1]]] = True
+    first = np.flatnonzero(starts)
+    return Units(first, first.searchsorted(bounds))
+
+
+def _choose_spans(words: Units, is_word: Flags, keys: Words, probability: float) -> Chosen:
+    """The units inside spans, special tokens among them; all of a span share one fate."""
+    tables = span_tables(probability)
+    starts = np.zeros(len(is_word), dtype=np.bool_)
+    starts[lanes_below(tables.start, keys[CHOICE], words.bounds)[0]] = True
+    begins = starts | ~is_word  # a run of words begins with its example and after a special token
+    begins[1:] |= ~is_word[:-1]
+    begins[words.bounds[:-1][words.bounds[1:] > words.bounds[:-1]]] = True
+    heads = np.flatnonzero(begins)
+    rows = words.bounds.searchsorted(heads, "right") - 1
+    drawn = bits(keys[SPAN], rows, heads - words.bounds[rows])
     lane = drawn >> np.uint64(48)
-    lengths = np.where(starts[begins], tables.lengths[lane], tables.residuals[lane])
-    sizes = np.minimum(lengths, np.diff(begins, append=len(starts)))
-    return Chosen(_ranges(begins, sizes), np.repeat(rows, sizes), np.repeat(fraction(drawn), sizes))
+    lengths = np.where(starts[heads], tables.lengths[lane], tables.residuals[lane])
+    sizes = np.minimum(lengths, np.diff(heads, append=len(is_word)))
+    return Chosen(_ranges(heads, sizes), np.repeat(fraction(drawn), sizes))
 
 
-def _one_in_each(chosen: Chosen, keys: Words, candidates: Callable[[int], Integers]) -> Chosen:
-    """Add to each example without a target one of its candidates, by the example's own key."""
+def _one_in_each(
+    chosen: Chosen, bounds: Integers, keys: Words, is_maskable: Callable[[Integers], Flags]
+) -> Chosen:
+    """Add to each example without a target one of its units, by the example's own key."""
     extra: list[tuple[int, int]] = []
-    edges = chosen.rows.searchsorted(np.arange(keys.shape[1] + 1))
+    edges = chosen.units.searchsorted(bounds)
     for row in np.flatnonzero(edges[1:] == edges[:-1]).tolist():
-        units = candidates(row)
+        units = np.arange(*bounds[row : row + 2])
+        units = units[is_maskable(units)]
         if len(units):
             extra.append((units[int(below(len(units), keys[FALLBACK, row]))], row))
     if not extra:
@@ -283,7 +280,6 @@ def _one_in_each(chosen: Chosen, keys: Words, candidates: Callable[[int], Intege
     units, rows = np.array(extra).T
     return Chosen(
         np.concatenate([chosen.units, units]),
-        np.concatenate([chosen.rows, rows]),
         np.concatenate([chosen.fate, fraction(keys[FALLBACK, rows])]),
     )
 

@@ -80,6 +80,11 @@ class Recipe:
     intermediate_size: int | None = key(None, "width of the feed-forward part", POSITIVE)
     max_position_embeddings: int | None = key(None, "the longest text a new model reads", POSITIVE)
     dropout: float | None = key(None, "every dropout of the model; none: the model's own", SHARE)
+    initialization: str | None = key(
+        None,
+        "a new model's words: random, or with their frequencies and company in the corpus",
+        one_of("random", "corpus"),
+    )
     attention: str = key("unpadded", "how attention is computed", one_of(*ATTENTIONS))
 
     corpus: str = key("embedded", "embedded, a text file, folder or glob, or a datasets name")
@@ -163,6 +168,7 @@ class Recipe:
             "vocab_size": (new_tokenizer, 8192, "where a new tokenizer is trained"),
             "num_train_epochs": (self.max_steps is None, 1.0, "where max_steps is not given"),
             "output_dir": (True, f"runs/{self.preset or 'run'}", ""),
+            "initialization": (not self.continues, "corpus", "where a new model is built"),
             **dict.fromkeys(MODEL_SIZES, size),
         }
 
@@ -237,7 +243,7 @@ def _laid_over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, 
         for name in names
     }
     if "model" in upper and is_saved_model(str(upper["model"])):
-        aside |= {*MODEL_SIZES, "vocab_size"}
+        aside |= {*MODEL_SIZES, "vocab_size", "initialization"}
     return {name: value for name, value in lower.items() if name not in aside} | dict(upper)
 
 

@@ -5,6 +5,7 @@ from hf_tfopt.registry import Lazy, Registry
 SURGERIES = Registry(
     "surgery",
     {
+        "initialize_from_corpus": Lazy("hf_tfopt.surgery.initialization:initialize_from_corpus"),
         "unpadded_attention": Lazy("hf_tfopt.surgery.attention:unpadded_attention"),
     },
 )

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hf_tfopt.data.keyed_bits import FALLBACK, Flags, Integers, bits, example_keys, lanes_below, mix
+from hf_tfopt.data.keyed_bits import FALLBACK, Integers, bits, example_keys, lanes_below, mix
 from hf_tfopt.data.masking import (
     MAX_SPAN,
     UNITS,
@@ -46,11 +46,9 @@ def mask(
     table = np.zeros(NUM_IDS, dtype=bool)
     table[list(starting)] = True
 
-    def word_starts(positions: Integers) -> Flags:
-        return table[ids[positions]]
-
     keys = example_keys(ids, bounds, seed, epoch)
-    return choose_targets(ids, bounds, keys, rule, probability, word_starts)
+    starts = None if rule.unit == "token" else table[ids]
+    return choose_targets(ids, bounds, keys, rule, probability, starts)
 
 
 def by_example(targets: Targets, examples: list[list[int]]) -> list[dict[int, tuple[int, int]]]:
@@ -126,10 +124,9 @@ def test_bits_are_even_and_independent_of_their_neighbours() -> None:
 def test_lanes_below_counts_every_lane_once() -> None:
     keys = example_keys(*flat(documents(5, 4)), 0, 0)[0]
     counts = np.array([0, 1, 4, 9, 3])
-    rows, counters, fate = lanes_below(1 << 16, keys, counts)
-    assert rows.tolist() == np.repeat(np.arange(5), counts).tolist()
-    assert counters.tolist() == [j for n in counts for j in range(n)]
-    lanes = [plain.lane(int(keys[r]), c) for r, c in zip(rows, counters.tolist(), strict=True)]
+    indices, fate = lanes_below(1 << 16, keys, np.cumsum([0, *counts]))
+    assert indices.tolist() == list(range(counts.sum()))
+    lanes = [plain.lane(int(keys[row]), j) for row, n in enumerate(counts) for j in range(n)]
     assert (fate * (1 << 16)).tolist() == lanes
 
 
@@ -147,7 +144,7 @@ def test_the_rate_is_kept_over_a_million_tokens(unit: str) -> None:
     total = 2000 * 510
     inflation = 1.0
     if unit == "word":
-        words = [plain.words_of(e, set(SPECIAL), set(STARTING))[0] for e in examples]
+        words = [plain.units_of(e, set(SPECIAL), set(STARTING))[1:-1] for e in examples]
         inflation = sum(len(w) ** 2 for row in words for w in row) / total
     if unit == "span":
         inflation = span_inflation(probability)
@@ -204,7 +201,7 @@ def test_eighty_ten_ten_by_unit(unit: str) -> None:
     found = by_example(mask(examples, rule), examples)
     fates: list[str] = []
     for example, targets in zip(examples, found, strict=True):
-        words, _ = plain.words_of(example, set(SPECIAL), set(STARTING))
+        words = plain.units_of(example, set(SPECIAL), set(STARTING))
         units = [[j] for j in targets] if unit == "token" else [w for w in words if w[0] in targets]
         for tokens in units:
             assert all(j in targets for j in tokens)  # whole units

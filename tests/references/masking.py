@@ -80,22 +80,16 @@ def inverse(chances: Sequence[float], drawn: int, first: int) -> int:
     return first + len(chances) - 1
 
 
-def words_of(
-    ids: Sequence[int], special: set[int], starting: set[int]
-) -> tuple[list[list[int]], list[bool]]:
-    """The tokens of each word, and whether the word begins a run that no special token breaks."""
-    words: list[list[int]] = []
-    begins_run: list[bool] = []
+def units_of(ids: Sequence[int], special: set[int], starting: set[int]) -> list[list[int]]:
+    """The tokens of each word, and every special token by itself, in their order."""
+    units: list[list[int]] = []
     for j, token in enumerate(ids):
-        if token in special:
-            continue
         after_special = j == 0 or ids[j - 1] in special
-        if after_special or token in starting:
-            words.append([j])
-            begins_run.append(after_special)
+        if after_special or token in special or token in starting:
+            units.append([j])
         else:
-            words[-1].append(j)
-    return words, begins_run
+            units[-1].append(j)
+    return units
 
 
 def mask_example(
@@ -113,19 +107,18 @@ def mask_example(
 ) -> dict[int, tuple[int, int]]:
     """Position -> (label, what the model sees there)."""
     keys = [example_key(ids, seed, epoch, stream) for stream in range(4)]
-    words, begins_run = words_of(ids, special, starting)
-    if unit == "token":  # a token's number is its position, special ones counted
-        units = {j: [j] for j, token in enumerate(ids) if token not in special}
-    else:
-        units = dict(enumerate(words))
+    units = [[j] for j in range(len(ids))]
+    if unit != "token":
+        units = units_of(ids, special, starting)
+    words = [number for number, tokens in enumerate(units) if ids[tokens[0]] not in special]
     if unit == "span":
-        fates = span_fates(probability, keys, begins_run)
+        fates = span_fates(probability, keys, len(units), set(words))
     else:
         threshold = round(probability * 65536)
-        drawn = {number: lane(keys[CHOICE], number) for number in units}
+        drawn = {number: lane(keys[CHOICE], number) for number in words}
         fates = {number: v / threshold for number, v in drawn.items() if v < threshold}
-    if not fates and units:
-        number = list(units)[below(len(units), keys[FALLBACK])]
+    if not fates and words:
+        number = words[below(len(words), keys[FALLBACK])]
         fates = {number: fraction(keys[FALLBACK])}
     targets = {}
     for number, fate in fates.items():
@@ -140,20 +133,20 @@ def mask_example(
 
 
 def span_fates(
-    probability: float, keys: Sequence[int], begins_run: Sequence[bool]
+    probability: float, keys: Sequence[int], num_units: int, words: set[int]
 ) -> dict[int, float]:
     """Word -> the fate of the span it is in; the latest start owns it."""
     process, fates = spans(probability), {}
     left, fate = 0, 0.0
-    for number, is_first in enumerate(begins_run):
+    for number in range(num_units):
         starts = lane(keys[CHOICE], number) < process.start
         drawn = bits(keys[SPAN], number)
         if starts:
             left, fate = inverse(process.length, drawn >> 48, 1), fraction(drawn)
-        elif is_first:
+        elif number - 1 not in words:  # the first of a run
             left, fate = inverse(process.residual, drawn >> 48, 0), fraction(drawn)
         else:
             left -= 1
-        if left > 0:
+        if left > 0 and number in words:
             fates[number] = fate
     return fates
