@@ -6,6 +6,7 @@ from copy import copy
 from typing import Any
 
 import numpy as np
+import torch
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
@@ -135,6 +136,9 @@ class MaskedLMCollator(TrainerCallback):
         self.bind(model)
         # accelerate wraps the DataLoader, and setting an attribute does not reach the one inside
         loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
+        if args.dataloader_persistent_workers:
+            # their seed, drawn once in a run and once again in a resumed one, would move dropout's
+            loader.generator = torch.Generator().manual_seed(args.seed + args.process_index)
         view = _training_view(loader.collate_fn, self)
         if view is not None:
             loader.collate_fn = view

@@ -7,16 +7,24 @@ documents, masked once and for all. Sides:
     padded      stock Trainer, DataCollatorForLanguageModeling, windows of documents with padding
     blocks      stock Trainer, the same collator on concatenated blocks of 128, nothing padded
     engineered  labelled positions only, no padding, bf16; AdamW, dropout 0.1, 15% masks
-    ours        no padding, bf16 as well; Muon, no dropout, 30% masks, WSD
+    ours        no padding, bf16 as well; the words' frequencies and vectors from the corpus before
+                the first step, Muon, no dropout, 45% masks, WSD
     ours-...    ours without one of its ingredients (`ablate`)
 
-Each side is tuned over the same number of runs (learning rates below) on the validation documents;
-the claim is made on the test documents, three seeds, the sides' runs taking turns. Only training is
-timed: evaluations, start-up and data preparation are not. The C allocator is set alike for all.
+Two things are measured apart, and their product is the claim. `tune`, `claim` and `ablate` give the
+held-out loss by step, which depends on no clock: tuned on the validation documents, claimed on the
+test documents, three seeds. `pace` times the steps: the sides in turn, a fresh process each, on
+a machine that does nothing else, with the same C allocator. A side's time to a loss is what it does
+before its first step (ours: the corpus' statistics) and its steps to that loss times the
+median seconds of a step. Evaluation, start-up and tokenizing count for none.
+
+The three AdamW sides share the tuning of `engineered`: in exact arithmetic `padded` is the same
+training. Each opponent has a target of its own, the loss that all of its seeds reach at the end.
 
     python scripts/benchmarks/time_to_loss.py tune      # learning rates, on validation documents
     python scripts/benchmarks/time_to_loss.py claim     # three seeds, on test documents
     python scripts/benchmarks/time_to_loss.py ablate    # ours without each ingredient
+    python scripts/benchmarks/time_to_loss.py pace      # seconds of a step; leave the machine alone
     python scripts/benchmarks/time_to_loss.py table     # what the folder holds, as text and JSON
 """
 
@@ -25,9 +33,10 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 from hf_tfopt.allocator import tune_allocator
@@ -41,9 +50,11 @@ BATCH = 32
 class Side:
     """How one side trains; `steps` is a full schedule for `--size 1`."""
 
-    rates: tuple[float, ...]
     steps: int
+    rates: tuple[float, ...] = ()
+    tuned_as: str = "engineered"  # the side whose tuning chooses the rate
     data: str = "unpadded"  # padded | blocks | unpadded
+    initialization: str = "random"  # random | frequencies | corpus
     optimizer: str = "adamw"
     schedule: str = "linear"
     dropout: float = 0.1
@@ -52,27 +63,31 @@ class Side:
     is_bf16: bool = True
     at_head: bool = True
     evaluate_every: int = 10
-    adamw_rate: float = 3e-3
+    adamw_rate: float = 1e-3
 
 
+ADAMW_RATES = (1e-3, 2e-3, 4e-3)
 OURS = Side(
-    rates=(0.02, 0.03, 0.045),
-    steps=200,
+    steps=120,
+    rates=(0.01, 0.02, 0.03),
+    tuned_as="ours",
+    initialization="corpus",
     optimizer="muon",
     schedule="warmup_stable_decay",
     dropout=0.0,
-    masks=0.3,
-    evaluate_every=5,
+    masks=0.45,
+    evaluate_every=2,
 )
-ADAMW_RATES = (1e-3, 2e-3, 4e-3)
 SIDES = {
-    "padded": Side(ADAMW_RATES, 640, "padded", is_stock=True, is_bf16=False, evaluate_every=10),
-    "blocks": Side(ADAMW_RATES, 520, "blocks", is_stock=True, is_bf16=False, evaluate_every=10),
-    "engineered": Side(ADAMW_RATES, 640, evaluate_every=10),
+    "padded": Side(640, data="padded", is_stock=True, is_bf16=False),
+    "blocks": Side(520, data="blocks", is_stock=True, is_bf16=False),
+    "engineered": Side(1600, rates=ADAMW_RATES),
     "ours": OURS,
 }
 ABLATIONS = {
-    "ours-muon": replace(OURS, optimizer="adamw", rates=(3e-3,)),
+    "ours-initialization": replace(OURS, initialization="random"),
+    "ours-vectors": replace(OURS, initialization="frequencies"),
+    "ours-muon": replace(OURS, optimizer="adamw", rates=ADAMW_RATES, tuned_as="ours-muon"),
     "ours-wsd": replace(OURS, schedule="linear"),
     "ours-no-dropout": replace(OURS, dropout=0.1),
     "ours-more-masks": replace(OURS, masks=0.15),
@@ -80,23 +95,8 @@ ABLATIONS = {
     "ours-head": replace(OURS, at_head=False),
     "ours-unpadded": replace(OURS, data="padded"),
 }
-
-
-@dataclass
-class Clock:
-    """Training time without evaluations, and the held-out loss against it."""
-
-    seconds: float = 0.0
-    started: float = 0.0
-    curve: list[tuple[int, float, float]] = field(default_factory=list)
-
-    def start(self) -> None:
-        """Training goes on."""
-        self.started = time.perf_counter()
-
-    def stop(self) -> None:
-        """Training pauses, or has ended."""
-        self.seconds += time.perf_counter() - self.started
+EVERYONE = {**SIDES, **ABLATIONS}
+PACE_STEPS, PACE_WARMUP = 24, 4
 
 
 def prepare(folder: Path) -> None:
@@ -128,8 +128,10 @@ def blocks_of(dataset: Any) -> Any:
     return datasets.Dataset.from_dict({"input_ids": cut.tolist()})
 
 
-def trainer_for(side: Side, rate: float, steps: int, seed: int, folder: Path) -> tuple[Any, Any]:
-    """The trainer and the collator of the common evaluation."""
+def trainer_for(
+    side: Side, rate: float, steps: int, seed: int, folder: Path
+) -> tuple[Any, Any, float]:
+    """The trainer, the collator of the common evaluation, and the seconds of an initialization."""
     import datasets
     import torch
     import transformers
@@ -150,6 +152,14 @@ def trainer_for(side: Side, rate: float, steps: int, seed: int, folder: Path) ->
     model = transformers.BertForMaskedLM(config)
     rows = datasets.load_from_disk(str(folder / "data" / "train"))
     rows = blocks_of(rows) if side.data == "blocks" else rows
+    before = 0.0
+    if side.initialization != "random":
+        begun = time.perf_counter()
+        fresh = model.get_input_embeddings().weight.detach().clone()
+        tfo.initialize_from_corpus(model, tfo.ArrowRows(rows), tokenizer)
+        before = time.perf_counter() - begun
+        if side.initialization == "frequencies":
+            model.get_input_embeddings().weight.data.copy_(fresh)
     schedule: dict[str, Any] = {"lr_scheduler_type": side.schedule, "warmup_steps": 0.1}
     if side.schedule == "warmup_stable_decay":
         options = {"num_decay_steps": int(0.4 * steps), "decay_type": "1-sqrt"}
@@ -174,7 +184,7 @@ def trainer_for(side: Side, rate: float, steps: int, seed: int, folder: Path) ->
         collator = transformers.DataCollatorForLanguageModeling(
             tokenizer, mlm_probability=side.masks
         )
-        return transformers.Trainer(model, args, collator, rows), evaluation
+        return transformers.Trainer(model, args, collator, rows), evaluation, before
     if side.data == "unpadded":
         tfo.unpadded_attention(model)
     options = {"adamw_lr": side.adamw_rate} if side.optimizer == "muon" else {}
@@ -188,7 +198,7 @@ def trainer_for(side: Side, rate: float, steps: int, seed: int, folder: Path) ->
         ),
         objective=tfo.LanguageModeling(at_head=side.at_head),
     )
-    return trainer, evaluation
+    return trainer, evaluation, before
 
 
 def held_out_loss(model: Any, batches: list[dict[str, Any]]) -> float:
@@ -212,131 +222,159 @@ def held_out_loss(model: Any, batches: list[dict[str, Any]]) -> float:
 
 
 def run(name: str, rate: float, seed: int, split: str, options: argparse.Namespace) -> None:
-    """One training run; its curve (step, seconds, held-out loss) goes to a file of its own."""
+    """One training run; its curve (step, held-out loss) goes to a file of its own."""
     import datasets
     import transformers
 
-    side = {**SIDES, **ABLATIONS}[name]
+    side, folder = EVERYONE[name], Path(options.folder)
     steps = max(20, int(side.steps * options.size))
-    folder = Path(options.folder)
-    trainer, collator = trainer_for(side, rate, steps, seed, folder)
+    trainer, collator, _ = trainer_for(side, rate, steps, seed, folder)
     rows = datasets.load_from_disk(str(folder / "data" / split))
     batches = [collator([rows[i] for i in range(j, j + 64)]) for j in range(0, 256, 64)]
-    clock = Clock()
+    curve: list[tuple[int, float]] = []
+
+    class Evaluation(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step % side.evaluate_every == 0 or state.global_step == steps:
+                curve.append((state.global_step, held_out_loss(trainer.model, batches)))
+
+    trainer.add_callback(Evaluation())
+    trainer.train()
+    result = {"side": name, "rate": rate, "seed": seed, "split": split, "steps": steps}
+    write(folder / "results" / f"{split}-{name}-{rate:g}-{seed}.json", {**result, "curve": curve})
+    print(f"{name} lr {rate:g} seed {seed}: {curve[-1]}", flush=True)
+
+
+def time_steps(name: str, turn: int, options: argparse.Namespace) -> None:
+    """The first steps of a run, timed: what comes before them, and each from its batch on."""
+    import transformers
+
+    side, folder = EVERYONE[name], Path(options.folder)
+    steps = PACE_WARMUP + PACE_STEPS
+    trainer, _, before = trainer_for(side, 1e-3, steps, turn, folder)
+    times = []
 
     class Timer(transformers.TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            clock.start()
-
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step % side.evaluate_every and state.global_step != steps:
-                return
-            clock.stop()
-            loss = held_out_loss(trainer.model, batches)
-            clock.curve.append((state.global_step, clock.seconds, loss))
-            control.should_training_stop = loss <= options.target
-            clock.start()
+            times.append(time.perf_counter())
 
     trainer.add_callback(Timer())
     trainer.train()
-    result = {"side": name, "rate": rate, "seed": seed, "split": split, "steps": steps}
-    result["curve"] = clock.curve
-    path = folder / "results" / f"{split}-{name}-{rate:g}-{seed}.json"
+    seconds = [end - begin for begin, end in pairwise(times[PACE_WARMUP - 1 :])]
+    result = {"side": name, "before": before, "seconds": seconds}
+    write(folder / "pace" / f"{name}-{turn}.json", result)
+    print(f"{name}: {before:.1f} s, then {median(seconds):.3f} s a step", flush=True)
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result))
-    print(f"{name} lr {rate:g} seed {seed}: {clock.curve[-1]}", flush=True)
 
 
-def in_turn(jobs: list[tuple[str, float, int, str]], options: argparse.Namespace) -> None:
-    """Each run in a fresh process, one after the other; runs that are there already are kept."""
-    for name, rate, seed, split in jobs:
-        path = Path(options.folder) / "results" / f"{split}-{name}-{rate:g}-{seed}.json"
-        if path.exists():
-            continue
-        job = ["--run", json.dumps([name, rate, seed, split])]
-        size = ["--size", str(options.size), "--target", str(options.target)]
-        command = [sys.executable, __file__, "run", "--folder", options.folder, *size, *job]
-        subprocess.run(command, check=True)
+def in_turn(stage: str, jobs: dict[Path, list[Any]], options: argparse.Namespace) -> None:
+    """Each job in a fresh process, one after the other; results that are there already are kept."""
+    for path, job in jobs.items():
+        if not (Path(options.folder) / path).exists():
+            flags = ["--folder", options.folder, "--size", str(options.size)]
+            command = [sys.executable, __file__, stage, *flags, "--job", json.dumps(job)]
+            subprocess.run(command, check=True)
 
 
-def results(options: argparse.Namespace, split: str) -> list[dict[str, Any]]:
-    paths = sorted((Path(options.folder) / "results").glob(f"{split}-*.json"))
-    return [json.loads(path.read_text()) for path in paths]
+def runs_of(jobs: list[tuple[str, float, int, str]]) -> dict[Path, list[Any]]:
+    return {Path("results") / f"{j[3]}-{j[0]}-{j[1]:g}-{j[2]}.json": list(j) for j in jobs}
+
+
+def read(options: argparse.Namespace, pattern: str) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(Path(options.folder).glob(pattern))]
 
 
 def best_rates(options: argparse.Namespace) -> dict[str, float]:
-    """Of each side, the rate with the lowest validation loss at the end of its schedule."""
+    """Of each tuned side, the rate with the lowest validation loss at the end of its schedule."""
     best: dict[str, tuple[float, float]] = {}
-    for entry in results(options, "validation"):
-        final = (entry["curve"][-1][2], entry["rate"])
+    for entry in read(options, "results/validation-*.json"):
+        final = (entry["curve"][-1][1], entry["rate"])
         best[entry["side"]] = min(best.get(entry["side"], final), final)
     return {name: rate for name, (_, rate) in best.items()}
 
 
-def seconds_to(target: float, curve: list[list[float]]) -> float:
-    """Training time at the first evaluation at or below the target; infinite if there is none."""
-    return next((seconds for _, seconds, loss in curve if loss <= target), float("inf"))
+def steps_to(target: float, curve: list[list[float]]) -> float:
+    """The first evaluation at or below the target; infinite if there is none."""
+    return next((step for step, loss in curve if loss <= target), float("inf"))
 
 
-def table(options: argparse.Namespace) -> dict[str, Any]:
-    """Median seconds to the target by side, and ours as a share of each.
+def paces(options: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """By side: median seconds before the first step, and of a step."""
+    entries: dict[str, list[dict[str, Any]]] = {}
+    for entry in read(options, "pace/*.json"):
+        entries.setdefault(entry["side"], []).append(entry)
+    return {
+        name: (
+            median(entry["before"] for entry in group),
+            median(seconds for entry in group for seconds in entry["seconds"]),
+        )
+        for name, group in entries.items()
+    }
 
-    Without a target it is the lowest loss that every run reached.
-    """
-    runs = results(options, "test")
-    target = options.target or max(run["curve"][-1][2] for run in runs)
-    times: dict[str, list[float]] = {}
-    for entry in runs:
-        times.setdefault(entry["side"], []).append(seconds_to(target, entry["curve"]))
-    ours = median(times.get("ours", [float("nan")]))
-    print(f"target {target:.3f}; seconds of training until the held-out loss is there")
-    for name, values in sorted(times.items(), key=lambda item: -mean(item[1])):
-        spread = ", ".join(f"{value:.1f}" for value in values)
-        share = ours / median(values)
-        print(f"{name:18}{median(values):>9.1f}   ({spread})   ours / this: {share:.3f}")
-    summary = {"target": target, "seconds": times, "rates": best_rates(options)}
-    print(json.dumps(summary))
-    return summary
+
+def table(options: argparse.Namespace) -> None:
+    """Ours against each opponent, at the loss that all of the opponent's seeds reach."""
+    pace, curves = paces(options), {}
+    for entry in read(options, "results/test-*.json"):
+        curves.setdefault(entry["side"], []).append(entry["curve"])
+
+    def seconds(name: str, target: float) -> list[float]:
+        before, step = pace[name]
+        return [before + step * steps_to(target, curve) for curve in curves[name]]
+
+    claims = {}
+    print("opponent     target     its seconds (seeds)              ours (seeds)       ratio")
+    for name in curves.keys() - ABLATIONS.keys() - {"ours"}:
+        target = max(curve[-1][1] for curve in curves[name])
+        both = seconds(name, target), seconds("ours", target)
+        ratio = median(both[1]) / median(both[0])
+        cells = [f"{median(v):.1f} ({', '.join(f'{x:.1f}' for x in v)})" for v in both]
+        print(f"{name:12} {target:.3f}  {cells[0]:>32}  {cells[1]:>24}  {ratio:.3f}")
+        claims[name] = {"target": target, "seconds": both, "ratio": ratio}
+    print("\nside                    steps   final loss (seeds)         seconds a step")
+    for name, group in sorted(curves.items()):
+        finals = ", ".join(f"{curve[-1][1]:.3f}" for curve in group)
+        step = f"{pace[name][1]:.3f}" if name in pace else "-"
+        print(f"{name:22}  {group[0][-1][0]:>5}   {finals:24}  {step:>8}")
+    print(json.dumps({"claims": claims, "pace": pace, "rates": best_rates(options)}))
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=["tune", "claim", "ablate", "table", "run"])
+    stages = ["tune", "claim", "ablate", "pace", "table", "run", "time_steps"]
+    parser.add_argument("stage", choices=stages)
     parser.add_argument("--folder", default="runs/time_to_loss", help="data and results")
     parser.add_argument("--size", type=float, default=1.0, help="length of every schedule")
-    parser.add_argument(
-        "--target", type=float, default=0.0, help="held-out loss to stop at; none: run on"
-    )
-    parser.add_argument("--rates", type=int, default=3, help="tuning runs of each side, at most 3")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--sides", nargs="*", default=list(SIDES))
-    parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--turns", type=int, default=3, help="of each side, for pace")
+    parser.add_argument("--sides", nargs="*", help="only these")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     tune_allocator()
     if options.stage == "run":
-        run(*json.loads(options.run), options)
-        return
-    if options.stage == "table":
-        table(options)
-        return
+        return run(*json.loads(options.job), options)
+    if options.stage == "time_steps":
+        return time_steps(*json.loads(options.job), options)
     prepare(Path(options.folder))
+    names = options.sides or list(ABLATIONS if options.stage == "ablate" else SIDES)
     if options.stage == "tune":
-        width = range(options.rates)
-        sides = [(name, SIDES[name].rates) for name in options.sides]
-        jobs = [(name, rates[i], 0, "validation") for i in width for name, rates in sides]
-        in_turn(jobs, options)
-        return
-    rates = best_rates(options)
-    names = options.sides if options.stage == "claim" else list(ABLATIONS)
-    seeds = range(1, 1 + options.seeds)
-    jobs = []
-    for seed in seeds:
-        for name in names:
-            muon_less = name == "ours-muon"
-            rate = ABLATIONS[name].rates[0] if muon_less else rates[name.split("-")[0]]
-            jobs.append((name, rate, seed, "test"))
-    in_turn(jobs, options)
+        tuned = [name for name in options.sides or EVERYONE if EVERYONE[name].tuned_as == name]
+        jobs = [(n, EVERYONE[n].rates[i], 0, "validation") for i in range(3) for n in tuned]
+        return in_turn("run", runs_of(jobs), options)
+    if options.stage == "pace":
+        names = options.sides or list(EVERYONE)
+        jobs = {Path("pace") / f"{n}-{i}.json": [n, i] for i in range(options.turns) for n in names}
+        in_turn("time_steps", jobs, options)
+    elif options.stage in ("claim", "ablate"):
+        rates, seeds = best_rates(options), range(1, 1 + options.seeds)
+        jobs = [(n, rates[EVERYONE[n].tuned_as], s, "test") for s in seeds for n in names]
+        in_turn("run", runs_of(jobs), options)
     table(options)
+    return None
 
 
 if __name__ == "__main__":
