@@ -34,11 +34,15 @@ _EXPORTS = {
     "param_groups": "hf_tfopt.optimizers.param_groups",
     "Muon": "hf_tfopt.optimizers.muon",
     "OPTIMIZERS": "hf_tfopt.optimizers",
+    # schedules: number of updates -> multiplier of each group's lr
+    "schedule": "hf_tfopt.schedules.for_trainer",
+    "build_scheduler": "hf_tfopt.schedules.for_trainer",
+    "SCHEDULES": "hf_tfopt.schedules",
     # trainer: the few overrides that have no constructor slot
     "TfoptMixin": "hf_tfopt.trainer",
     "TfoptTrainer": "hf_tfopt.trainer",
     "TfoptSeq2SeqTrainer": "hf_tfopt.trainer",
-    "attach": "hf_tfopt.trainer",
+    "attach": "hf_tfopt.attachment",
     "check_loss_scaling": "hf_tfopt.loss_scaling",
     # the run
     "PRESETS": "hf_tfopt.presets",

@@ -13,6 +13,7 @@ _TABLES = {
     "objectives": Lazy("hf_tfopt.objectives:OBJECTIVES"),
     "collators": Lazy("hf_tfopt.data:COLLATORS"),
     "surgeries": Lazy("hf_tfopt.surgery:SURGERIES"),
+    "schedules": Lazy("hf_tfopt.schedules:SCHEDULES"),
 }
 _RECIPE_KEYS = "keys"
 _RECIPE = Lazy("hf_tfopt.recipe.keys:Recipe")

@@ -1,19 +1,19 @@
-"""The few overrides of the host's Trainer that have no constructor slot, and `attach`."""
+"""The few overrides of the host's Trainer that have no constructor slot."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_utils import unwrap_peft_model
 
-from hf_tfopt.losses.for_trainer import loss_func
 from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum, add, combine, divide
 from hf_tfopt.objectives.base import Objective
 from hf_tfopt.objectives.language_modeling import LanguageModeling
+from hf_tfopt.schedules.for_trainer import ScheduleSpec, build_scheduler
+from hf_tfopt.schedules.for_trainer import schedule as schedule_named
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +28,23 @@ class TfoptMixin(Trainer):
     Args:
         objective: what to train; "auto" is language modelling for a model with an output embedding
             whose batches have labels, and otherwise, as with None, the host's own loss.
+        schedule: `tfo.schedule(...)` or a name of `SCHEDULES`; None: the host's own.
         args: the arguments of the Trainer that follows.
 
     Raises:
-        ValueError: before the first step, an objective that does not fit the model.
+        ValueError: before the first step, an objective that does not fit the model, or a schedule
+            that does not fit the run or stands beside one in the TrainingArguments.
     """
 
-    def __init__(self, *args: Any, objective: Objective | str | None = "auto", **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        objective: Objective | str | None = "auto",
+        schedule: ScheduleSpec | str | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
+        self.schedule = None if schedule is None else checked_schedule(self, schedule)
         self._is_auto = objective == "auto"
         if isinstance(objective, str) and not self._is_auto:
             raise ValueError(
@@ -54,6 +63,14 @@ class TfoptMixin(Trainer):
         has_own_way = self.compute_loss_func is not None or self.label_smoother is not None
         embedding = getattr(self._module(), "get_output_embeddings", lambda: None)()
         return None if has_own_way or embedding is None else LanguageModeling()
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The schedule given to the constructor; else the host's."""
+        if self.schedule is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        return own_scheduler(self, self.schedule, num_training_steps, optimizer)
 
     def _module(self) -> nn.Module:
         """The model without DDP, compilation or adapters around it."""
@@ -196,49 +213,33 @@ class TfoptSeq2SeqTrainer(TfoptMixin, Seq2SeqTrainer):
     """`transformers.Seq2SeqTrainer` with exact losses at the head; see `TfoptMixin`."""
 
 
-def attach(
-    trainer: Trainer,
-    loss: Callable[..., Tensor] | None = None,
-    callbacks: Iterable[TrainerCallback] = (),
-) -> Trainer:
-    """Give an existing Trainer an exact loss and our callbacks, in place.
+def checked_schedule(trainer: Any, schedule: ScheduleSpec | str) -> ScheduleSpec:
+    """The schedule, unless the TrainingArguments ask for one too, which would be ignored."""
+    args = trainer.args
+    for name, default in (("warmup_steps", 0), ("lr_scheduler_kwargs", None)):
+        if (getattr(args, name) or default) != default:
+            raise ValueError(
+                f"args.{name}={getattr(args, name)!r} would silently be ignored beside schedule=; "
+                f"leave it out, and give tfo.schedule(name, warmup_steps=..., ...) what it needs"
+            )
+    if trainer.lr_scheduler is not None:
+        raise ValueError("the trainer was given a scheduler already (optimizers=...)")
+    return schedule_named(schedule) if isinstance(schedule, str) else schedule
 
-    Equals constructing it with `compute_loss_func=loss, callbacks=callbacks`, but the callbacks
-    come before the reporters, and a collator that needs to know the epoch is told.
 
-    Args:
-        trainer: any instance of `transformers.Trainer`, before `train()`.
-        loss: for `compute_loss_func`; none: `loss_func("cross_entropy")`.
-        callbacks: put in front of those it has.
-
-    Returns:
-        The same trainer.
-
-    Raises:
-        ValueError: the trainer has a loss or an objective already, or smooths labels itself.
-    """
-    if trainer.compute_loss_func is not None and loss is not None:
-        raise ValueError("the trainer has a compute_loss_func already; attach would replace it")
-    if trainer.label_smoother is not None:
-        raise ValueError(
-            "args.label_smoothing_factor would silently be ignored beside an attached loss; set it "
-            "to 0 and attach loss_func('cross_entropy', label_smoothing=...)"
+def own_scheduler(
+    trainer: Any,
+    schedule: ScheduleSpec,
+    num_training_steps: int,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """What `Trainer.create_scheduler` does (5.23, trainer.py:1347), with a schedule of ours."""
+    if trainer.lr_scheduler is None:
+        trainer.lr_scheduler = build_scheduler(
+            trainer.optimizer if optimizer is None else optimizer, schedule, num_training_steps
         )
-    has_objective = isinstance(trainer, TfoptMixin) and trainer.objective is not None
-    if has_objective and loss is not None:
-        raise ValueError(
-            f"{type(trainer).__name__} trains its objective and would ignore an attached loss; "
-            "give it objective=None, or the loss as an option of its objective"
-        )
-    adopt_collator(trainer)
-    if trainer.compute_loss_func is None and not has_objective:
-        _adapt_collator(trainer)
-        trainer.compute_loss_func = loss or loss_func("cross_entropy")
-    handler = trainer.callback_handler
-    for callback in reversed(list(callbacks)):
-        handler.callbacks.insert(0, callback)
-        callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
-    return trainer
+        trainer._created_lr_scheduler = True  # a second train() makes a new one
+    return trainer.lr_scheduler
 
 
 def adopt_collator(trainer: Any) -> None:
@@ -249,39 +250,6 @@ def adopt_collator(trainer: Any) -> None:
     if collator not in trainer.callback_handler.callbacks:
         trainer.callback_handler.callbacks.insert(0, collator)
         collator.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
-
-
-class _ExactBatches:
-    """A collator whose batches suit a `compute_loss_func`, which sees outputs and labels alone.
-
-    Encoder-decoders keep the decoder inputs that they would make of the labels, which the host
-    takes out of the batch. Causal models lose the label of the first position: it is never a
-    target, but the host counts it for models it does not know to shift labels (GPT-2).
-    """
-
-    def __init__(self, collator: Callable[[Any], dict[str, Any]], model: Any, is_causal: bool):
-        self.collator = collator
-        self.model = model
-        self.is_causal = is_causal
-
-    def __call__(self, features: Any) -> dict[str, Any]:
-        batch = self.collator(features)
-        if "labels" not in batch:
-            return batch
-        if self.is_causal:
-            batch["labels"] = batch["labels"].clone()
-            batch["labels"][..., 0] = IGNORE_INDEX
-        elif "decoder_input_ids" not in batch:
-            shifted = self.model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
-            batch["decoder_input_ids"] = shifted
-        return batch
-
-
-def _adapt_collator(trainer: Any) -> None:
-    model = unwrap_peft_model(trainer.model)
-    is_causal = type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-    if is_causal or getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        trainer.data_collator = _ExactBatches(trainer.data_collator, model, is_causal)
 
 
 def _has_targets(batch: Mapping[str, Any]) -> bool:

@@ -30,7 +30,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import hf_tfopt as tfo
 from hf_tfopt.hub import write_card
-from hf_tfopt.recipe.host_arguments import training_arguments
+from hf_tfopt.recipe.host_arguments import run_schedule, training_arguments
 from hf_tfopt.recipe.keys import MAY_CHANGE_ON_RESUME, Recipe
 from hf_tfopt.recipe.masked_lm import masked_lm_model, masked_lm_tokenizer, model_config
 from hf_tfopt.report import write_report
@@ -117,6 +117,7 @@ def _trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, rows: A
         optimizer_cls_and_kwargs=tfo.optimizer(
             recipe.optimizer, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, **options
         ),
+        schedule=run_schedule(recipe),
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ProgressBar())

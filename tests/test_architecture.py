@@ -31,6 +31,7 @@ LAYERS = {
     "run": 2,
     "loss_scaling": 2,
     "trainer": 3,
+    "attachment": 3,
     "recipe": 4,
     "lab": 4,
     "cli": 5,

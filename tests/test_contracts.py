@@ -9,7 +9,7 @@ import hf_tfopt as tfo
 
 CALLABLES = {
     name: getattr(tfo, name)
-    for name in ("COLLATORS", "SURGERIES", "LOSSES", "OBJECTIVES", "OPTIMIZERS")
+    for name in ("COLLATORS", "SURGERIES", "LOSSES", "OBJECTIVES", "OPTIMIZERS", "SCHEDULES")
 }
 ENTRIES = [(kind, name) for kind, table in CALLABLES.items() for name in table]
 

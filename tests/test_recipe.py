@@ -3,13 +3,13 @@ from typing import get_args
 
 import pytest
 import yaml
-from transformers.trainer_utils import SchedulerType
 
 from hf_tfopt.data.local_files import TextUnit
 from hf_tfopt.presets import PRESETS
 from hf_tfopt.recipe.command_line import recipe_from_command_line, recipe_or_exit
-from hf_tfopt.recipe.keys import SCHEDULES, TEXT_UNITS, Recipe, load_recipe
+from hf_tfopt.recipe.keys import RATES_OVER_TIME, TEXT_UNITS, Recipe, load_recipe
 from hf_tfopt.recipe.typed_values import described, kinds, parse_flags
+from hf_tfopt.schedules import SCHEDULES
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_warm_up_and_decay_are_shares_or_counts():
 
 
 def test_the_choices_are_those_of_whom_they_go_to():
-    assert set(SCHEDULES) <= {kind.value for kind in SchedulerType}
+    assert set(RATES_OVER_TIME) < set(SCHEDULES)
     assert get_args(TextUnit) == TEXT_UNITS
 
 

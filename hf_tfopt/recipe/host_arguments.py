@@ -1,5 +1,7 @@
 """The host's TrainingArguments that a recipe stands for."""
 
+from typing import Any
+
 import torch
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import (
@@ -10,21 +12,21 @@ from transformers.integrations.integration_utils import (
 from hf_tfopt.recipe.keys import Recipe
 from hf_tfopt.registry import check_name
 from hf_tfopt.run.facts import has_fast_bfloat16
+from hf_tfopt.schedules.for_trainer import ScheduleSpec, schedule
 
 
 def training_arguments(recipe: Recipe, total_steps: int, device: torch.device) -> TrainingArguments:
-    """Number, schedule, precision and rhythm of the steps, in the host's names.
+    """Number, precision and rhythm of the steps, in the host's names.
 
     Args:
-        recipe: the run's recipe; its optimizer has a slot of its own in the Trainer.
+        recipe: the run's recipe; optimizer and schedule have slots of their own in the Trainer.
         total_steps: of the whole run, `recipe.total_steps(...)`.
         device: where it trains.
 
     Raises:
         ValueError: if warm-up and decay do not fit into the steps, or a tracker is not there.
     """
-    warmup_steps, decay_steps = recipe.schedule_steps(total_steps)
-    decays = recipe.schedule == "warmup_stable_decay"
+    recipe.schedule_steps(total_steps)
     is_auto = recipe.precision == "auto"
     return TrainingArguments(
         output_dir=str(recipe.output_dir),
@@ -32,9 +34,6 @@ def training_arguments(recipe: Recipe, total_steps: int, device: torch.device) -
         per_device_train_batch_size=recipe.batch_size,
         per_device_eval_batch_size=recipe.batch_size,
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-        lr_scheduler_type=recipe.schedule,
-        lr_scheduler_kwargs={"num_decay_steps": decay_steps} if decays else None,
-        warmup_steps=warmup_steps,
         max_grad_norm=recipe.max_grad_norm,
         use_cpu=device.type == "cpu",
         bf16=has_fast_bfloat16(device) if is_auto else recipe.precision == "bf16",
@@ -48,6 +47,13 @@ def training_arguments(recipe: Recipe, total_steps: int, device: torch.device) -
         save_total_limit=2,
         report_to=_trackers(recipe.report_to),
     )
+
+
+def run_schedule(recipe: Recipe) -> ScheduleSpec:
+    """The learning rate over the recipe's run, for `TfoptTrainer(schedule=...)`."""
+    decay = recipe.decay_fraction
+    options: dict[str, Any] = {} if decay is None else {"decay_fraction": decay}
+    return schedule(recipe.schedule, recipe.warmup_steps, **options)
 
 
 def _trackers(names: str) -> list[str]:

@@ -30,12 +30,10 @@ from hf_tfopt.recipe.typed_values import (
     value_from_text,
 )
 from hf_tfopt.registry import check_name, nearest
+from hf_tfopt.schedules import SCHEDULES
 
-# The host's lr_scheduler_type names that need nothing but the number of steps.
-SCHEDULES = (
-    *("warmup_stable_decay", "linear", "cosine", "cosine_with_restarts", "polynomial"),
-    *("inverse_sqrt", "constant_with_warmup"),
-)
+# noam's rate is absolute: its lr would be a factor, not a learning rate
+RATES_OVER_TIME = tuple(name for name in SCHEDULES if name != "noam")
 TEXT_UNITS = ("paragraph", "line", "file")
 ATTENTIONS = ("unpadded", "sdpa", "eager", "flex_attention", "flash_attention_2")
 MODEL_SIZES = (
@@ -107,7 +105,9 @@ class Recipe:
         None, "muon only: of AdamW, for embeddings, norms and biases", POSITIVE
     )
     weight_decay: float = key(0.01, "decay of the weights, not of biases and norms", NOT_NEGATIVE)
-    schedule: str = key("warmup_stable_decay", "the learning rate over time", one_of(*SCHEDULES))
+    schedule: str = key(
+        "warmup_stable_decay", "the learning rate over time", one_of(*RATES_OVER_TIME)
+    )
     warmup_steps: float = key(0.05, "steps of warm-up; below 1: share of all steps", NOT_NEGATIVE)
     decay_fraction: float | None = key(
         None, "warmup_stable_decay only: last share of the steps, falling to 0", INSIDE_UNIT

@@ -68,7 +68,7 @@ class Side:
 
 ADAMW_RATES = (1e-3, 2e-3, 4e-3)
 OURS = Side(
-    steps=120,
+    steps=80,
     rates=(0.01, 0.02, 0.03),
     tuned_as="ours",
     initialization="corpus",
@@ -79,9 +79,9 @@ OURS = Side(
     evaluate_every=2,
 )
 SIDES = {
-    "padded": Side(640, data="padded", is_stock=True, is_bf16=False),
-    "blocks": Side(520, data="blocks", is_stock=True, is_bf16=False),
-    "engineered": Side(1600, rates=ADAMW_RATES),
+    "padded": Side(320, data="padded", is_stock=True, is_bf16=False),
+    "blocks": Side(260, data="blocks", is_stock=True, is_bf16=False),
+    "engineered": Side(1000, rates=ADAMW_RATES),
     "ours": OURS,
 }
 ABLATIONS = {
