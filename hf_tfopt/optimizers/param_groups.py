@@ -1,12 +1,20 @@
 """Parameter groups: every trainable parameter in exactly one, with its own lr and weight decay."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
 
 from hf_tfopt.optimizers.checks import check_not_negative, check_positive
+from hf_tfopt.optimizers.places import (
+    Part,
+    Place,
+    body_parameters,
+    named_places,
+    output_parameters,
+)
+from hf_tfopt.registry import nearest
 
 Role = Literal["matrices", "others", "embeddings", "heads", "vectors"]
 
@@ -46,7 +54,7 @@ def named_roles(model: nn.Module) -> Iterator[NamedParameter]:
         model: any module; one with `base_model` or `get_output_embeddings()`, as those of
             transformers, has its heads told from its body.
     """
-    inside, outputs = _body_parameters(model), _output_parameters(model)
+    inside, outputs = set(body_parameters(model)), set(output_parameters(model))
     owners = _owners(model)
     for name, tensor in model.named_parameters():
         if tensor.requires_grad:
@@ -57,63 +65,128 @@ def named_roles(model: nn.Module) -> Iterator[NamedParameter]:
 
 
 def param_groups(
-    model: nn.Module, lr: float, weight_decay: float = 0.0, *, decay_embeddings: bool = True
+    model: nn.Module,
+    lr: float,
+    weight_decay: float = 0.0,
+    *,
+    decay_embeddings: bool = True,
+    layer_decay: float = 1.0,
+    multipliers: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Sort a model's trainable parameters into named groups, for any `torch.optim.Optimizer`.
 
-    One group per role (see `named_roles`) that the model has, hidden matrices first: a dict of
-    `name`, `role`, `params`, `param_names`, `lr`, `weight_decay`, and `is_transposed` for the
-    matrices stored [in, out]. Vectors are never decayed.
+    A group is what has one role (see `named_roles`), one learning rate and, with `layer_decay`, one
+    layer: a dict of `name`, `role`, `params`, `param_names`, `lr`, `weight_decay`, and
+    `is_transposed` for the matrices stored [in, out]. Hidden matrices at the full rate come first.
+    Vectors are never decayed. A parameter's learning rate is
+
+        lr · layer_decay^distance · multiplier
+
+    with the distance from the head (see `named_places`) and the multiplier of the first pattern
+    that matches it, 1 without one.
 
     Args:
         model: the model to train; frozen parameters are left out.
         lr: learning rate, above 0; written into every group, where any schedule keeps the ratios.
         weight_decay: decay of everything but vectors, 0 or above.
         decay_embeddings: also of embedding tables, and of an output layer tied to one.
+        layer_decay: how much slower each layer learns than the one above it, in (0, 1].
+        multipliers: by the name of a part ("embeddings", "encoder", "decoder", "head") or by a
+            regular expression searched for in the parameters' names; in order, first match wins.
 
     Raises:
-        ValueError: for a number outside its range, or a model with nothing to train.
+        ValueError: for a number outside its range, a pattern that no parameter is left for, a
+            layer decay where there are no layers, or a model with nothing to train.
+
+    Paper: for the layers' rates, Howard and Ruder 2018, ULMFiT, https://arxiv.org/abs/1801.06146,
+        section 3.2, and Clark et al. 2020, ELECTRA, https://arxiv.org/abs/2003.10555, table 7.
     """
     check_positive("lr", lr)
     check_not_negative("weight_decay", weight_decay)
+    _check_layer_decay(layer_decay)
     kept = {"vectors"} if decay_embeddings else {"vectors", "embeddings"}
-    groups: dict[tuple[Role, bool], dict[str, Any]] = {}
-    for name, tensor, role, is_transposed in sorted(named_roles(model), key=_group_order):
+    places = named_places(model)
+    parameters = sorted(named_roles(model), key=lambda parameter: _group_order(parameter, places))
+    if not parameters:
+        raise ValueError("the model has no trainable parameter: all have requires_grad=False")
+    if layer_decay != 1 and not any(place.distance for place in places.values()):
+        raise ValueError(f"layer_decay: {type(model).__name__} has no list of layers")
+    multiplier = first_matches([p.name for p in parameters], places, multipliers or {})
+    groups: dict[str, dict[str, Any]] = {}
+    for name, tensor, role, is_transposed in parameters:
         is_transposed = is_transposed and role == "matrices"
+        place = places[name]
+        label = "matrices_transposed" if is_transposed else role
+        label = f"{place.label}.{label}" if layer_decay != 1 else label
+        label = f"{label}*{multiplier[name]:g}" if multiplier[name] != 1 else label
         group = groups.setdefault(
-            (role, is_transposed),
+            label,
             {
-                "name": "matrices_transposed" if is_transposed else role,
+                "name": label,
                 "role": role,
                 "params": list[nn.Parameter](),
                 "param_names": list[str](),
-                "lr": lr,
+                "lr": lr * layer_decay**place.distance * multiplier[name],
                 "weight_decay": 0.0 if role in kept else weight_decay,
                 "is_transposed": is_transposed,
             },
         )
         group["params"].append(tensor)
         group["param_names"].append(name)
-    if not groups:
-        raise ValueError("the model has no trainable parameter: all have requires_grad=False")
     return list(groups.values())
 
 
-def _body_parameters(model: Any) -> set[nn.Parameter]:
-    if hasattr(model, "get_base_model"):  # peft's wrapper, whose own base_model is everything
-        model = model.get_base_model()
-    return set((model.base_model if hasattr(model, "base_model") else model).parameters())
+def first_matches(
+    names: Iterable[str], places: Mapping[str, Place], multipliers: Mapping[str, float]
+) -> dict[str, float]:
+    """The multiplier of each name: of the first pattern that is its part or is found in it.
+
+    Args:
+        names: of the trainable parameters.
+        places: of all parameters.
+        multipliers: pattern -> number above 0.
+
+    Raises:
+        ValueError: a number out of range, no regular expression, or a pattern that no name is
+            left for, with the nearest part.
+    """
+    for pattern, value in multipliers.items():
+        check_positive(f"multipliers[{pattern!r}]", value)
+    found: dict[str, float] = {}
+    used: set[str] = set()
+    for name in names:
+        pattern = next((p for p in multipliers if _matches(p, name, places[name])), None)
+        found[name] = 1.0 if pattern is None else multipliers[pattern]
+        used |= {pattern} if pattern is not None else set()
+    for pattern in multipliers:
+        if pattern not in used:
+            raise ValueError(
+                f"multipliers: {pattern!r} matches no parameter that trains and that no earlier "
+                f"pattern matches{nearest(pattern, get_args(Part))}; parts: "
+                f"{', '.join(get_args(Part))}; any other pattern is searched for in the names, "
+                f"such as {next(iter(found))!r}"
+            )
+    return found
 
 
-def _output_parameters(model: Any) -> set[nn.Parameter]:
-    has_output = hasattr(model, "get_output_embeddings")
-    output = model.get_output_embeddings() if has_output else None
-    return set() if output is None else set(output.parameters())
+def _matches(pattern: str, name: str, place: Place) -> bool:
+    if pattern in get_args(Part):
+        return place.part == pattern
+    try:
+        return re.search(pattern, name) is not None
+    except re.error as error:
+        raise ValueError(f"multipliers: {pattern!r} is no regular expression: {error}") from error
 
 
-def _group_order(parameter: NamedParameter) -> int:
+def _check_layer_decay(layer_decay: float) -> None:
+    check_positive("layer_decay", layer_decay)
+    if layer_decay > 1:
+        raise ValueError(f"layer_decay must be above 0 and at most 1, got {layer_decay!r}")
+
+
+def _group_order(parameter: NamedParameter, places: Mapping[str, Place]) -> tuple[int, int]:
     # the host logs the lr of the first group, which is to be the one that most is trained with
-    return get_args(Role).index(parameter.role)
+    return get_args(Role).index(parameter.role), places[parameter.name].distance
 
 
 def _owners(model: nn.Module) -> dict[nn.Parameter, list[nn.Module]]:

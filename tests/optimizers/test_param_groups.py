@@ -236,9 +236,96 @@ def test_adapters_are_matrices_and_the_head_beside_them_is_a_head() -> None:
     assert head == "heads"
 
 
+def lr_of(model: nn.Module, **options: Any) -> dict[str, float]:
+    return {
+        name: group["lr"]
+        for group in tfo.param_groups(model, lr=1.0, **options)
+        for name in group["param_names"]
+    }
+
+
+def test_layers_learn_slower_the_deeper_they_are() -> None:
+    model = BertForSequenceClassification(BertConfig(**SIZES, num_labels=3))
+    groups = tfo.param_groups(model, lr=1.0, weight_decay=0.1, layer_decay=0.5)
+    found = {name: group["lr"] for group in groups for name in group["param_names"]}
+    assert found["classifier.weight"] == found["bert.pooler.dense.bias"] == 1.0
+    assert found["bert.encoder.layer.1.output.dense.weight"] == 0.5
+    assert found["bert.encoder.layer.0.output.LayerNorm.bias"] == 0.25
+    assert found["bert.embeddings.word_embeddings.weight"] == 0.125
+    assert groups[0]["lr"] == 1.0  # what the host logs
+    by_name = {group["name"]: group for group in groups}
+    assert len(by_name) == len(groups)
+    assert by_name["encoder.0.vectors"]["weight_decay"] == 0.0
+    assert by_name["encoder.0.matrices"]["weight_decay"] == 0.1
+    assert "head.heads" in by_name
+
+
+def test_both_stacks_of_an_encoder_decoder_decay() -> None:
+    found = lr_of(t5(), layer_decay=0.5)
+    for stack in ("encoder", "decoder"):
+        assert found[f"{stack}.block.0.layer.0.SelfAttention.q.weight"] == 0.5
+        assert found[f"{stack}.final_layer_norm.weight"] == 1.0
+    assert found["shared.weight"] == 0.25
+
+
+def test_multipliers_by_part_and_pattern_the_first_that_matches() -> None:
+    model = BertForSequenceClassification(BertConfig(**SIZES, num_labels=3))
+    found = lr_of(
+        model, multipliers={r"layer\.1\.": 3.0, "head": 5.0, "encoder": 2.0, "word_emb": 0.5}
+    )
+    assert found["bert.encoder.layer.1.output.dense.weight"] == 3.0
+    assert found["bert.encoder.layer.0.output.dense.weight"] == 2.0
+    assert found["classifier.weight"] == found["classifier.bias"] == 5.0
+    assert found["bert.embeddings.word_embeddings.weight"] == 0.5
+    assert found["bert.embeddings.position_embeddings.weight"] == 1.0
+    names = [g["name"] for g in tfo.param_groups(model, lr=1.0, multipliers={"head": 5.0})]
+    assert names == ["matrices", "embeddings", "heads*5", "vectors", "vectors*5"]
+
+
+def test_layer_decay_and_multipliers_multiply_and_muon_keeps_its_matrices() -> None:
+    model = bert()
+    optimizer = tfo.build_optimizer(
+        model, "muon", lr=0.02, layer_decay=0.5, multipliers={"embeddings": 0.1}
+    )
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    assert groups["encoder.0.matrices"]["use_muon"]
+    assert not groups["embeddings.embeddings*0.1"]["use_muon"]
+    assert groups["encoder.1.matrices"]["lr"] == 0.01
+
+
+def test_adapters_learn_by_layer_too() -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
+    model = BertForSequenceClassification(BertConfig(**SIZES, num_labels=3))
+    found = lr_of(peft.get_peft_model(model, config), layer_decay=0.5)
+    prefix = "base_model.model.bert.encoder.layer"
+    assert found[f"{prefix}.0.attention.self.query.lora_A.default.weight"] == 0.25
+    assert found[f"{prefix}.1.attention.self.query.lora_B.default.weight"] == 0.5
+    assert found["base_model.model.classifier.modules_to_save.default.weight"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("multipliers", "words"),
+    [
+        ({"heads": 2.0}, "'heads' matches no parameter.*did you mean 'head'"),
+        ({"decoder": 2.0, "nothing": 2.0}, "'decoder' matches no parameter"),
+        ({"bert": 2.0, r"bert\.encoder": 3.0}, "no earlier pattern matches"),
+        ({"[": 2.0}, "'\\[' is no regular expression"),
+        ({"head": 0}, "multipliers\\['head'\\] must be a number above 0, got 0"),
+    ],
+)
+def test_refuses_patterns_without_effect(multipliers: dict[str, float], words: str) -> None:
+    model = BertForSequenceClassification(BertConfig(**SIZES, num_labels=3))
+    with pytest.raises(ValueError, match=words):
+        tfo.param_groups(model, lr=1e-3, multipliers=multipliers)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"lr": 1e-3, "layer_decay": 0}, "layer_decay must be a number above 0, got 0"),
+        ({"lr": 1e-3, "layer_decay": 1.1}, "layer_decay must be above 0 and at most 1, got 1.1"),
+        ({"lr": 1e-3, "layer_decay": 0.9}, "layer_decay: Linear has no list of layers"),
         ({"lr": 0.0}, "lr must be a number above 0, got 0.0"),
         ({"lr": "1e-3"}, "lr must be a number above 0, got the text '1e-3'"),
         ({"lr": True}, "lr must be a number above 0"),
