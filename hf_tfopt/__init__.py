@@ -32,6 +32,7 @@ _EXPORTS = {
     "optimizer": "hf_tfopt.optimizers.for_trainer",
     "build_optimizer": "hf_tfopt.optimizers.for_trainer",
     "param_groups": "hf_tfopt.optimizers.param_groups",
+    "Lamb": "hf_tfopt.optimizers.lamb",
     "Muon": "hf_tfopt.optimizers.muon",
     "OPTIMIZERS": "hf_tfopt.optimizers",
     # schedules: number of updates -> multiplier of each group's lr

@@ -10,6 +10,7 @@ OPTIMIZERS = Registry(
     "optimizer",
     {
         "adamw": Lazy("hf_tfopt.optimizers.adamw:adamw"),
+        "lamb": Lazy("hf_tfopt.optimizers.lamb:Lamb"),
         "muon": Lazy("hf_tfopt.optimizers.muon:Muon"),
     },
 )

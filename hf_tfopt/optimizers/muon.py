@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from hf_tfopt.optimizers.adamw import adamw_state, adamw_update, step_device
+from hf_tfopt.optimizers.adamw import adamw_state, adamw_update
 from hf_tfopt.optimizers.checks import (
     check_betas,
     check_count,
@@ -16,6 +16,7 @@ from hf_tfopt.optimizers.checks import (
     check_share,
 )
 from hf_tfopt.optimizers.orthogonalization import fast_dtype, newton_schulz
+from hf_tfopt.optimizers.wide_state import load_wide_state
 from hf_tfopt.registry import check_name
 
 Scale = Literal["original", "match_rms_adamw"]
@@ -188,13 +189,7 @@ class Muon(torch.optim.Optimizer):
                 "and the groups that it was saved with"
             )
         super().load_state_dict(state_dict)
-        # torch casts the state to the parameter's dtype, which would round it under bf16
-        saved_ids = (index for group in state_dict["param_groups"] for index in group["params"])
-        parameters = (p for group in self.param_groups for p in group["params"])
-        for index, parameter in zip(saved_ids, parameters, strict=True):
-            for key, value in state_dict["state"].get(index, {}).items():
-                device = step_device(parameter) if key == "step" else parameter.device
-                self.state[parameter][key] = value.detach().to(device, copy=True)
+        load_wide_state(self, state_dict)
 
     def _muon_step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         shape, device, dtype = parameters[0].shape, parameters[0].device, parameters[0].dtype

@@ -1,0 +1,288 @@
+"""LAMB: Adam's update with the decay inside, made as long as the weights that it changes."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw as functional_adamw
+
+from hf_tfopt.optimizers.adamw import adamw_state, has_fused_kernel
+from hf_tfopt.optimizers.checks import check_betas, check_not_negative, check_positive
+from hf_tfopt.optimizers.norms import local, norm, whole_norms
+from hf_tfopt.optimizers.wide_state import load_wide_state
+
+# A CPU works on pieces of so many elements: what one operation wrote is in the cache for the next.
+PIECE = 1 << 18
+foreach_add, foreach_mul = torch._foreach_add_, torch._foreach_mul_  # pyright: ignore[reportPrivateUsage]
+FOREVER = 1e9  # after so many steps, Adam's averages have no bias left to correct
+
+
+class Lamb(torch.optim.Optimizer):
+    """LAMB as published: θ ← θ - lr·φ·u, tensor by tensor.
+
+        u = m̂ / (√v̂ + ε) + λ·θ;   φ = ‖θ‖ / ‖u‖, or 1 where either norm is 0
+
+    with Adam's averages m and v of g and g². Norms are of whole tensors, also where they are
+    sharded (DTensor). φ is 1 for groups whose `role` is "vectors" (biases and normalisations, as
+    `param_groups` finds them), as in the paper's own code. The state is kept in fp32, whatever the
+    parameters are in.
+
+    Args:
+        params: tensors, or groups such as `param_groups` gives.
+        lr: learning rate of groups that have none of their own: the share of its length by which
+            a tensor moves in one step.
+        weight_decay: λ of groups that have none of their own, 0 or above.
+        betas: share of the old averages of g and of g² that each step keeps, in [0, 1).
+        eps: added to √v̂, 0 or above.
+        bias_correction: take the averages' bias towards 0 away.
+        max_trust_ratio: the largest φ; None: any, as published.
+        adapt_vectors: φ for groups of vectors too.
+
+    Raises:
+        ValueError: for a number outside its range, or parameters that an engine has flattened
+            (DeepSpeed ZeRO, FSDP1): the norms of their tensors are lost.
+
+    Paper: You et al. 2020, Large Batch Optimization for Deep Learning: Training BERT in 76 minutes,
+        https://arxiv.org/abs/1904.00962, algorithm 2. Differs: ‖θ‖ itself for the paper's function
+        of it, as in its experiments.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        bias_correction: bool = True,
+        max_trust_ratio: float | None = None,
+        adapt_vectors: bool = False,
+    ):
+        check_positive("lr", lr)
+        check_not_negative("weight_decay", weight_decay)
+        check_betas(betas)
+        check_not_negative("eps", eps)
+        if max_trust_ratio is not None:
+            check_positive("max_trust_ratio", max_trust_ratio)
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "betas": tuple(betas),
+            "eps": eps,
+            "bias_correction": bias_correction,
+            "max_trust_ratio": max_trust_ratio,
+            "adapt_vectors": adapt_vectors,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update every parameter that has a gradient; returns what `closure` does."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            _check_whole(group)
+            trained = [p for p in group["params"] if p.grad is not None]
+            for parameter in trained:
+                if not self.state[parameter]:
+                    self.state[parameter].update(lamb_state(parameter))
+            lamb_update(
+                trained,
+                [self.state[parameter] for parameter in trained],
+                **{key: group[key] for key in ("lr", "betas", "eps", "weight_decay")},
+                bias_correction=group["bias_correction"],
+                max_trust_ratio=group["max_trust_ratio"],
+                is_adaptive=group["adapt_vectors"] or group.get("role") != "vectors",
+            )
+        return loss
+
+    def trust_ratios(self) -> dict[str, float]:
+        """φ of every parameter in its last step, by its name; without names, by its number."""
+        ratios: dict[str, float] = {}
+        for group in self.param_groups:
+            numbers = range(len(ratios), len(ratios) + len(group["params"]))
+            names = group.get("param_names", map(str, numbers))
+            for name, parameter in zip(names, group["params"], strict=True):
+                if "trust_ratio" in self.state[parameter]:
+                    ratios[name] = float(self.state[parameter]["trust_ratio"])
+        return ratios
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict()` gave, in its own precision."""
+        super().load_state_dict(state_dict)
+        load_wide_state(self, state_dict)
+
+
+def lamb_state(parameter: Tensor) -> dict[str, Tensor]:
+    """The state before the first step: AdamW's, sharded as the parameter is, and φ."""
+    state = adamw_state(parameter)
+    return {**state, "trust_ratio": torch.ones((), device=parameter.device)}
+
+
+@torch.no_grad()
+def lamb_update(
+    parameters: Sequence[Tensor],
+    states: Sequence[dict[str, Tensor]],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    bias_correction: bool = True,
+    max_trust_ratio: float | None = None,
+    is_adaptive: bool = True,
+) -> None:
+    """Update parameters with their gradients, and their states, by one step of LAMB, see `Lamb`.
+
+    Args:
+        parameters: tensors of any shape, with gradients; in less than fp32 they are widened for
+            the step.
+        states: see `lamb_state`; `trust_ratio` is φ afterwards.
+        lr: learning rate.
+        betas: share of the old averages that the step keeps.
+        eps: added to √v̂.
+        weight_decay: λ.
+        bias_correction: take the averages' bias away.
+        max_trust_ratio: the largest φ; None: any.
+        is_adaptive: False: φ is 1.
+    """
+    adam = _Adam(betas, eps, weight_decay, bias_correction)
+    pairs = list(zip(parameters, states, strict=True))
+    on_cpu = [pair for pair in pairs if pair[0].device.type == "cpu"]
+    others = [pair for pair in pairs if pair[0].device.type != "cpu"]
+    for alone in on_cpu:
+        _step_by_pieces(*alone, adam, lr, max_trust_ratio, is_adaptive)
+    if others:
+        _step_together(others, adam, lr, max_trust_ratio, is_adaptive)
+
+
+class _Adam(NamedTuple):
+    """Adam's part of the update."""
+
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    bias_correction: bool
+
+    def directions(
+        self,
+        weights: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        states: Sequence[Mapping[str, Tensor]],
+        out: Sequence[Tensor],
+    ) -> None:
+        """Write u = λ·θ + m̂ / (√v̂ + ε) into `out`, and move m and v.
+
+        It is one step of Adam from λ·θ with a learning rate of -1: so torch's fused kernel does it.
+        """
+        for direction, weight in zip(out, weights, strict=True):
+            torch.mul(weight.to(direction.dtype), self.weight_decay, out=direction)
+        steps = [state["step"] for state in states]
+        functional_adamw(
+            list(out),
+            [_laid_out_as(d, g) for d, g in zip(out, gradients, strict=True)],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            steps if self.bias_correction else [torch.full_like(s, FOREVER) for s in steps],
+            fused=True if has_fused_kernel(out) else None,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=-1.0,
+            weight_decay=0.0,
+            eps=self.eps,
+            maximize=False,
+        )
+
+
+def _step_by_pieces(
+    parameter: Tensor,
+    state: dict[str, Tensor],
+    adam: _Adam,
+    lr: float,
+    max_trust_ratio: float | None,
+    is_adaptive: bool,
+) -> None:
+    """One parameter, piece by piece: twice over the weights, once over all else."""
+    assert parameter.grad is not None
+    averages = local(state["exp_avg"]), local(state["exp_avg_sq"])
+    direction = torch.empty_like(averages[0])
+    tensors = (local(parameter), local(parameter.grad), direction, *averages)
+    norms: list[Tensor] = []
+    for weight, gradient, u, m, v in _pieces(tensors):
+        piece = {"step": state["step"].clone(), "exp_avg": m, "exp_avg_sq": v}
+        adam.directions([weight], [gradient], [piece], [u])
+        norms += [norm(weight), norm(u)] if is_adaptive else []
+    state["step"] += 1
+    ratio = torch.ones(())
+    if is_adaptive:
+        lengths = torch.linalg.vector_norm(torch.stack(norms).view(-1, 2), dim=0)
+        lengths = whole_norms(lengths[:, None], [parameter])
+        ratio = trust_ratio(lengths[0, 0], lengths[1, 0], max_trust_ratio)
+    state["trust_ratio"] = ratio
+    for weight, u in _pieces(tensors[:1] + tensors[2:3]):
+        weight.copy_(weight.to(u.dtype).addcmul_(u, ratio, value=-lr))
+
+
+def _step_together(
+    pairs: Sequence[tuple[Tensor, dict[str, Tensor]]],
+    adam: _Adam,
+    lr: float,
+    max_trust_ratio: float | None,
+    is_adaptive: bool,
+) -> None:
+    """All parameters of a group in a few kernels."""
+    parameters, states = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    weights = [local(parameter) for parameter in parameters]
+    gradients = [local(p.grad) for p in parameters if p.grad is not None]
+    local_states = [{key: local(value) for key, value in state.items()} for state in states]
+    directions = [torch.empty_like(state["exp_avg"]) for state in local_states]
+    adam.directions(weights, gradients, local_states, directions)
+    if not adam.bias_correction:
+        foreach_add([state["step"] for state in states], 1)
+    ratios = torch.ones(len(parameters), device=weights[0].device)
+    if is_adaptive:
+        norms = [torch.stack([norm(t) for t in group]) for group in (weights, directions)]
+        lengths = whole_norms(torch.stack(norms), parameters)
+        ratios = trust_ratio(lengths[0], lengths[1], max_trust_ratio)
+        foreach_mul(directions, list(ratios.unbind()))
+    foreach_add(weights, directions, alpha=-lr)
+    for state, ratio in zip(states, ratios.unbind(), strict=True):
+        state["trust_ratio"] = ratio
+
+
+def trust_ratio(weight_norms: Tensor, update_norms: Tensor, largest: float | None) -> Tensor:
+    """φ = ‖θ‖ / ‖u‖, 1 where either is 0, at most `largest`; of any shape."""
+    is_moving = (weight_norms > 0) & (update_norms > 0)
+    ratio = torch.where(is_moving, weight_norms / update_norms, 1.0)
+    return ratio if largest is None else ratio.clamp(max=largest)
+
+
+def _laid_out_as(pattern: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor in the other's dtype and strides: the fused kernel reads both as flat memory."""
+    if tensor.dtype == pattern.dtype and tensor.stride() == pattern.stride():
+        return tensor
+    return torch.empty_like(pattern).copy_(tensor)
+
+
+def _pieces(tensors: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+    """The same pieces of each, or all of them at once if one cannot be cut flat."""
+    if all(tensor.is_contiguous() for tensor in tensors):
+        yield from zip(*(tensor.view(-1).split(PIECE) for tensor in tensors), strict=True)
+    else:
+        yield tensors
+
+
+def _check_whole(group: Mapping[str, Any]) -> None:
+    """Refuse what an engine has joined into flat tensors."""
+    names, params = group.get("param_names"), group["params"]
+    is_flat = names is not None and len(names) != len(params)
+    if is_flat or any(type(p).__name__ == "FlatParameter" for p in params):
+        raise ValueError(
+            "LAMB needs each parameter as a tensor of its own, but an engine has joined them "
+            "(DeepSpeed ZeRO, FSDP1): use DDP or FSDP2, or another optimizer"
+        )
