@@ -18,6 +18,8 @@ _TABLES = {
 _RECIPE_KEYS = "keys"
 _RECIPE = Lazy("hf_tfopt.recipe.keys:Recipe")
 _DESCRIBED = Lazy("hf_tfopt.recipe.typed_values:described")
+_LOAD_RECIPE = Lazy("hf_tfopt.recipe.command_line:recipe_from_command_line")
+_EXPLAIN = Lazy("hf_tfopt.recipe.explanation:explain")
 _WRITE_REPORT = Lazy("hf_tfopt.report:write_report")
 _WRITE_CARD = Lazy("hf_tfopt.hub:write_card")
 
@@ -47,6 +49,11 @@ def _list(arguments: argparse.Namespace) -> None:
             print(f"  {name:{width}}  {text}")
 
 
+def _explain(arguments: argparse.Namespace) -> None:
+    recipe, _ = _LOAD_RECIPE.load()(arguments.words)
+    print(*_EXPLAIN.load()(recipe), sep="\n")
+
+
 def _report(arguments: argparse.Namespace) -> None:
     print(_WRITE_REPORT.load()(arguments.runs, arguments.output))
 
@@ -62,6 +69,15 @@ def _parser() -> argparse.ArgumentParser:
     lists = commands.add_parser("list", help="what there is: presets, optimizers, recipe keys ...")
     lists.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join((*_TABLES, _RECIPE_KEYS)))
     lists.set_defaults(command=_list)
+
+    explain = commands.add_parser("explain", help="the parameter groups that a recipe trains")
+    explain.add_argument(
+        "words",
+        nargs=argparse.REMAINDER,
+        metavar="[RECIPE] [--key value ...]",
+        help="as for scripts/pretrain.py",
+    )
+    explain.set_defaults(command=_explain)
 
     report = commands.add_parser("report", help="make report.html of one run, or of several")
     report.add_argument("runs", nargs="+", metavar="RUN", help="a run's output folder")

@@ -30,7 +30,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import hf_tfopt as tfo
 from hf_tfopt.hub import write_card
-from hf_tfopt.recipe.host_arguments import run_schedule, training_arguments
+from hf_tfopt.recipe.host_arguments import run_optimizer, run_schedule, training_arguments
 from hf_tfopt.recipe.keys import MAY_CHANGE_ON_RESUME, Recipe
 from hf_tfopt.recipe.masked_lm import masked_lm_model, masked_lm_tokenizer, model_config
 from hf_tfopt.report import write_report
@@ -99,7 +99,6 @@ def _rows(recipe: Recipe, documents: Any, tokenizer: Any) -> Any:
 
 def _trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, rows: Any) -> Any:
     """The host's Trainer, our parts in its slots."""
-    options = {"adamw_lr": recipe.adamw_learning_rate} if recipe.optimizer == "muon" else {}
     trainer = tfo.TfoptTrainer(
         model,
         arguments,
@@ -114,9 +113,7 @@ def _trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, rows: A
         train_dataset=tfo.ArrowRows(rows["train"]),
         eval_dataset=tfo.ArrowRows(rows["eval"]),
         processing_class=tokenizer,
-        optimizer_cls_and_kwargs=tfo.optimizer(
-            recipe.optimizer, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, **options
-        ),
+        optimizer_cls_and_kwargs=tfo.optimizer(**run_optimizer(recipe)),
         schedule=run_schedule(recipe),
     )
     trainer.remove_callback(ProgressCallback)

@@ -29,10 +29,25 @@ def test_list_of_one_kind_shows_that_kind_alone(capsys):
     ]
 
 
+def test_explain_shows_every_group_of_a_recipe(capsys):
+    main(["explain", "bert-mini", "--weight_decay", "0.1", "--learning_rate", "0.02"])
+    title, headings, *rows = capsys.readouterr().out.splitlines()
+    assert title == "BertForMaskedLM: 5,364,480 parameters, optimizer muon"
+    assert headings.split()[:6] == ["group", "tensors", "parameters", "share", "lr", "decay"]
+    cells = {row.split()[0]: row.split()[1:6] for row in rows}
+    assert cells["matrices"][3:] == ["0.02", "0.1"]
+    assert cells["vectors"][4] == "0"
+    numbers = [int(cell[1].replace(",", "")) for cell in cells.values()]
+    assert sum(numbers) == 5_364_480
+    assert rows[0].split()[6] == "bert.encoder.layer.0.attention.self.query.weight"
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (["list", "preset"], "did you mean 'presets'?"),
+        (["explain", "bert-mni"], "did you mean 'bert-mini'?"),
+        (["explain", "bert-mini", "--learning_rte", "1"], "did you mean 'learning_rate'?"),
         (["report", "nowhere"], "nowhere holds no finished run"),
         (["card", "nowhere"], "nowhere holds no finished run"),
     ],

@@ -106,7 +106,11 @@ def param_groups(
     _check_layer_decay(layer_decay)
     kept = {"vectors"} if decay_embeddings else {"vectors", "embeddings"}
     places = named_places(model)
-    parameters = sorted(named_roles(model), key=lambda parameter: _group_order(parameter, places))
+    distances = {name: place.distance if layer_decay != 1 else 0 for name, place in places.items()}
+    # the host logs the lr of the first group, which is to be the one that most is trained with
+    parameters = sorted(
+        named_roles(model), key=lambda p: (get_args(Role).index(p.role), distances[p.name])
+    )
     if not parameters:
         raise ValueError("the model has no trainable parameter: all have requires_grad=False")
     if layer_decay != 1 and not any(place.distance for place in places.values()):
@@ -126,7 +130,7 @@ def param_groups(
                 "role": role,
                 "params": list[nn.Parameter](),
                 "param_names": list[str](),
-                "lr": lr * layer_decay**place.distance * multiplier[name],
+                "lr": lr * layer_decay ** distances[name] * multiplier[name],
                 "weight_decay": 0.0 if role in kept else weight_decay,
                 "is_transposed": is_transposed,
             },
@@ -182,11 +186,6 @@ def _check_layer_decay(layer_decay: float) -> None:
     check_positive("layer_decay", layer_decay)
     if layer_decay > 1:
         raise ValueError(f"layer_decay must be above 0 and at most 1, got {layer_decay!r}")
-
-
-def _group_order(parameter: NamedParameter, places: Mapping[str, Place]) -> tuple[int, int]:
-    # the host logs the lr of the first group, which is to be the one that most is trained with
-    return get_args(Role).index(parameter.role), places[parameter.name].distance
 
 
 def _owners(model: nn.Module) -> dict[nn.Parameter, list[nn.Module]]:

@@ -1,4 +1,4 @@
-"""The host's TrainingArguments that a recipe stands for."""
+"""What a recipe stands for: the host's TrainingArguments, the optimizer and the schedule."""
 
 from typing import Any
 
@@ -47,6 +47,17 @@ def training_arguments(recipe: Recipe, total_steps: int, device: torch.device) -
         save_total_limit=2,
         report_to=_trackers(recipe.report_to),
     )
+
+
+def run_optimizer(recipe: Recipe) -> dict[str, Any]:
+    """The arguments of `tfo.optimizer` or `tfo.build_optimizer` that a recipe stands for."""
+    adamw = {} if recipe.adamw_learning_rate is None else {"adamw_lr": recipe.adamw_learning_rate}
+    return {
+        "name": recipe.optimizer,
+        "lr": recipe.learning_rate,
+        "weight_decay": recipe.weight_decay,
+        **adamw,
+    }
 
 
 def run_schedule(recipe: Recipe) -> ScheduleSpec:
