@@ -34,6 +34,10 @@ _EXPORTS = {
     "param_groups": "hf_tfopt.optimizers.param_groups",
     "Lamb": "hf_tfopt.optimizers.lamb",
     "Muon": "hf_tfopt.optimizers.muon",
+    "linear_scaling": "hf_tfopt.optimizers.scaling",
+    "square_root_scaling": "hf_tfopt.optimizers.scaling",
+    "width_scaling": "hf_tfopt.optimizers.scaling",
+    "mup_multipliers": "hf_tfopt.optimizers.scaling",
     "OPTIMIZERS": "hf_tfopt.optimizers",
     # schedules: number of updates -> multiplier of each group's lr
     "schedule": "hf_tfopt.schedules.for_trainer",
