@@ -11,6 +11,7 @@ OPTIMIZERS = Registry(
     {
         "adamw": Lazy("hf_tfopt.optimizers.adamw:adamw"),
         "lamb": Lazy("hf_tfopt.optimizers.lamb:Lamb"),
+        "lion": Lazy("hf_tfopt.optimizers.lion:Lion"),
         "muon": Lazy("hf_tfopt.optimizers.muon:Muon"),
     },
 )

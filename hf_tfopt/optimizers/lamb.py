@@ -9,12 +9,12 @@ from torch.optim.adamw import adamw as functional_adamw
 
 from hf_tfopt.optimizers.adamw import adamw_state, has_fused_kernel
 from hf_tfopt.optimizers.checks import check_betas, check_not_negative, check_positive
+from hf_tfopt.optimizers.foreach import foreach_add, foreach_mul
 from hf_tfopt.optimizers.norms import local, norm, whole_norms
 from hf_tfopt.optimizers.wide_state import load_wide_state
 
 # A CPU works on pieces of so many elements: what one operation wrote is in the cache for the next.
 PIECE = 1 << 18
-foreach_add, foreach_mul = torch._foreach_add_, torch._foreach_mul_  # pyright: ignore[reportPrivateUsage]
 FOREVER = 1e9  # after so many steps, Adam's averages have no bias left to correct
 
 

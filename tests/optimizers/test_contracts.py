@@ -14,6 +14,7 @@ import hf_tfopt as tfo
 SETTINGS: dict[str, dict[str, Any]] = {
     "adamw": {"lr": 2e-2, "weight_decay": 0.01},
     "lamb": {"lr": 2e-2, "weight_decay": 0.01},
+    "lion": {"lr": 1e-2, "weight_decay": 0.01},
     "muon": {"lr": 2e-2, "weight_decay": 0.01},
 }
 
@@ -144,6 +145,7 @@ def test_vectors_are_not_decayed(name: str) -> None:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     for key, value in model.named_parameters():
-        # with no gradient, decay alone moves a weight: by 1 - 0.02 · 0.5; LAMB's by its whole lr
-        kept = 1.0 if value.ndim < 2 else 0.98 if name == "lamb" else 0.99
+        # with no gradient, decay alone moves a weight: by 1 - lr · 0.5; LAMB's by its whole lr
+        moved = SETTINGS[name]["lr"] * (1.0 if name == "lamb" else 0.5)
+        kept = 1.0 if value.ndim < 2 else 1 - moved
         torch.testing.assert_close(value.detach(), before[key] * kept)
