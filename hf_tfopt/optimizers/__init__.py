@@ -9,9 +9,11 @@ from hf_tfopt.registry import Lazy, Registry
 OPTIMIZERS = Registry(
     "optimizer",
     {
+        "adam": Lazy("hf_tfopt.optimizers.from_torch:adam"),
         "adamw": Lazy("hf_tfopt.optimizers.adamw:adamw"),
         "lamb": Lazy("hf_tfopt.optimizers.lamb:Lamb"),
         "lion": Lazy("hf_tfopt.optimizers.lion:Lion"),
         "muon": Lazy("hf_tfopt.optimizers.muon:Muon"),
+        "sgd": Lazy("hf_tfopt.optimizers.from_torch:sgd"),
     },
 )

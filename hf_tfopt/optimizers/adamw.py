@@ -39,8 +39,7 @@ def adamw(
     """
     check_betas(betas)
     check_not_negative("eps", eps)
-    groups = [entry if isinstance(entry, dict) else {"params": [entry]} for entry in params]
-    tensors = [tensor for group in groups for tensor in group["params"]]
+    groups, tensors = as_groups(params)
     return torch.optim.AdamW(
         groups,
         lr=lr,
@@ -49,6 +48,14 @@ def adamw(
         eps=eps,
         fused=True if has_fused_kernel(tensors) else None,
     )
+
+
+def as_groups(
+    params: Iterable[Tensor] | Iterable[dict[str, Any]],
+) -> tuple[list[dict[str, Any]], list[Tensor]]:
+    """Tensors or groups as groups, and all of their tensors."""
+    groups = [entry if isinstance(entry, dict) else {"params": [entry]} for entry in params]
+    return groups, [tensor for group in groups for tensor in group["params"]]
 
 
 def has_fused_kernel(tensors: Iterable[Tensor]) -> bool:
