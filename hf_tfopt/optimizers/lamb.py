@@ -14,7 +14,7 @@ from hf_tfopt.optimizers.norms import local, norm, whole_norms
 from hf_tfopt.optimizers.wide_state import load_wide_state
 
 # A CPU works on pieces of so many elements: what one operation wrote is in the cache for the next.
-PIECE = 1 << 18
+PIECE = 1 << 22
 FOREVER = 1e9  # after so many steps, Adam's averages have no bias left to correct
 
 

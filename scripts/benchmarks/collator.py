@@ -2,10 +2,15 @@
 
 Each side runs through its own `Trainer.get_train_dataloader()`: stock is a `datasets.Dataset` with
 `DataCollatorForLanguageModeling`, ours is `ArrowRows` of the same dataset with `MaskedLMCollator`.
-Rounds are interleaved, the ratio is that of the median batches. Needs no network, and a minute.
+Rounds are interleaved, the ratio is that of the median batches, with one C allocator for both. Needs no network, and a minute.
 
     python scripts/benchmarks/collator.py
 """
+
+# ruff: noqa: E402 - the allocator is set before numpy and torch are imported
+from hf_tfopt.allocator import tune_allocator
+
+tune_allocator()
 
 import argparse
 import json
