@@ -2,7 +2,8 @@
 
 Each side runs through its own `Trainer.get_train_dataloader()`: stock is a `datasets.Dataset` with
 `DataCollatorForLanguageModeling`, ours is `ArrowRows` of the same dataset with `MaskedLMCollator`.
-Rounds are interleaved, the ratio is that of the median batches, with one C allocator for both. Needs no network, and a minute.
+Rounds are interleaved, the ratio is that of the median batches; the C allocator is set alike for
+both. Needs no network, and a minute.
 
     python scripts/benchmarks/collator.py
 """
