@@ -153,8 +153,8 @@ def lamb_update(
     pairs = list(zip(parameters, states, strict=True))
     on_cpu = [pair for pair in pairs if pair[0].device.type == "cpu"]
     others = [pair for pair in pairs if pair[0].device.type != "cpu"]
-    for alone in on_cpu:
-        _step_by_pieces(*alone, adam, lr, max_trust_ratio, is_adaptive)
+    if on_cpu:
+        _step_one_by_one(on_cpu, adam, lr, max_trust_ratio, is_adaptive)
     if others:
         _step_together(others, adam, lr, max_trust_ratio, is_adaptive)
 
@@ -199,33 +199,35 @@ class _Adam(NamedTuple):
         )
 
 
-def _step_by_pieces(
-    parameter: Tensor,
-    state: dict[str, Tensor],
+def _step_one_by_one(
+    pairs: Sequence[tuple[Tensor, dict[str, Tensor]]],
     adam: _Adam,
     lr: float,
     max_trust_ratio: float | None,
     is_adaptive: bool,
 ) -> None:
-    """One parameter, piece by piece: twice over the weights, once over all else."""
-    assert parameter.grad is not None
-    averages = local(state["exp_avg"]), local(state["exp_avg_sq"])
-    direction = torch.empty_like(averages[0])
-    tensors = (local(parameter), local(parameter.grad), direction, *averages)
-    norms: list[Tensor] = []
-    for weight, gradient, u, m, v in _pieces(tensors):
-        piece = {"step": state["step"].clone(), "exp_avg": m, "exp_avg_sq": v}
-        adam.directions([weight], [gradient], [piece], [u])
-        norms += [norm(weight), norm(u)] if is_adaptive else []
-    state["step"] += 1
-    ratio = torch.ones(())
-    if is_adaptive:
-        lengths = torch.linalg.vector_norm(torch.stack(norms).view(-1, 2), dim=0)
-        lengths = whole_norms(lengths[:, None], [parameter])
-        ratio = trust_ratio(lengths[0, 0], lengths[1, 0], max_trust_ratio)
-    state["trust_ratio"] = ratio
-    for weight, u in _pieces(tensors[:1] + tensors[2:3]):
-        weight.copy_(weight.to(u.dtype).addcmul_(u, ratio, value=-lr))
+    """Parameter by parameter, in pieces: twice over weights and directions, once over all else."""
+    averages = [(local(state["exp_avg"]), local(state["exp_avg_sq"])) for _, state in pairs]
+    largest = max(m.numel() for m, _ in averages)
+    # one for all: memory that is new in every step costs as much as the arithmetic
+    scratch = {dtype: torch.empty(largest, dtype=dtype) for dtype in {m.dtype for m, _ in averages}}
+    for (parameter, state), (m, v) in zip(pairs, averages, strict=True):
+        assert parameter.grad is not None
+        weight, gradient = local(parameter), local(parameter.grad)
+        u = scratch[m.dtype].as_strided(m.shape, m.stride())
+        norms: list[Tensor] = []
+        for w_part, g_part, u_part, m_part, v_part in _pieces((weight, gradient, u, m, v)):
+            part = {"step": state["step"].clone(), "exp_avg": m_part, "exp_avg_sq": v_part}
+            adam.directions([w_part], [g_part], [part], [u_part])
+            norms += [norm(w_part), norm(u_part)] if is_adaptive else []
+        state["step"] += 1
+        state["trust_ratio"] = torch.ones(())
+        if is_adaptive:
+            lengths = torch.linalg.vector_norm(torch.stack(norms).view(-1, 2), dim=0)
+            lengths = whole_norms(lengths[:, None], [parameter])
+            state["trust_ratio"] = trust_ratio(lengths[0, 0], lengths[1, 0], max_trust_ratio)
+        for w_part, u_part in _pieces((weight, u)):
+            w_part.copy_(w_part.to(u.dtype).addcmul_(u_part, state["trust_ratio"], value=-lr))
 
 
 def _step_together(

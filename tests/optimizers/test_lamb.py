@@ -39,17 +39,13 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("piece", [module.PIECE, 100])
-@pytest.mark.parametrize("way", ["by pieces", "together"])
+@pytest.mark.parametrize("way", ["one by one", "together"])
 def test_equals_the_reference_for_50_steps(
     options: dict[str, Any], piece: int, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PIECE", piece)
     if way == "together":  # what other devices do
-
-        def one(parameter: Any, state: Any, *rest: Any) -> None:
-            module._step_together([(parameter, state)], *rest)
-
-        monkeypatch.setattr(module, "_step_by_pieces", one)
+        monkeypatch.setattr(module, "_step_one_by_one", module._step_together)
     parameters = tensors()
     optimizer = Lamb(parameters, lr=1e-2, **options)
     naive = [NaiveLamb(p.detach(), lr=1e-2, **options) for p in parameters]
