@@ -32,9 +32,9 @@ class Lamb(torch.optim.Optimizer):
         params: tensors, or groups such as `param_groups` gives.
         lr: learning rate of groups that have none of their own: the share of its length by which
             a tensor moves in one step.
-        weight_decay: λ of groups that have none of their own, 0 or above.
         betas: share of the old averages of g and of g² that each step keeps, in [0, 1).
         eps: added to √v̂, 0 or above.
+        weight_decay: λ of groups that have none of their own, 0 or above.
         bias_correction: take the averages' bias towards 0 away.
         max_trust_ratio: the largest φ; None: any, as published.
         adapt_vectors: φ for groups of vectors too.
@@ -52,9 +52,9 @@ class Lamb(torch.optim.Optimizer):
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float,
-        weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
+        weight_decay: float = 0.0,
         bias_correction: bool = True,
         max_trust_ratio: float | None = None,
         adapt_vectors: bool = False,
