@@ -1,6 +1,6 @@
 """LAMB: Adam's update with the decay inside, made as long as the weights that it changes."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +13,6 @@ from hf_tfopt.optimizers.foreach import foreach_add, foreach_mul
 from hf_tfopt.optimizers.norms import local, norm, whole_norms
 from hf_tfopt.optimizers.wide_state import load_wide_state
 
-# A CPU works on pieces of so many elements: what one operation wrote is in the cache for the next.
-PIECE = 1 << 22
 FOREVER = 1e9  # after so many steps, Adam's averages have no bias left to correct
 
 
@@ -197,6 +195,8 @@ class _Adam(NamedTuple):
             eps=self.eps,
             maximize=False,
         )
+        if not self.bias_correction:
+            foreach_add(steps, 1)
 
 
 def _step_one_by_one(
@@ -206,28 +206,24 @@ def _step_one_by_one(
     max_trust_ratio: float | None,
     is_adaptive: bool,
 ) -> None:
-    """Parameter by parameter, in pieces: twice over weights and directions, once over all else."""
-    averages = [(local(state["exp_avg"]), local(state["exp_avg_sq"])) for _, state in pairs]
-    largest = max(m.numel() for m, _ in averages)
-    # one for all: memory that is new in every step costs as much as the arithmetic
-    scratch = {dtype: torch.empty(largest, dtype=dtype) for dtype in {m.dtype for m, _ in averages}}
-    for (parameter, state), (m, v) in zip(pairs, averages, strict=True):
+    """Parameter by parameter: on a CPU, kernels are as fast alone, and one scratch serves all."""
+    averages = [local(state["exp_avg"]) for _, state in pairs]
+    largest = max(m.numel() for m in averages)
+    # memory that is new for every parameter would cost as much as the arithmetic
+    scratch = {dtype: torch.empty(largest, dtype=dtype) for dtype in {m.dtype for m in averages}}
+    for (parameter, state), m in zip(pairs, averages, strict=True):
         assert parameter.grad is not None
         weight, gradient = local(parameter), local(parameter.grad)
-        u = scratch[m.dtype].as_strided(m.shape, m.stride())
-        norms: list[Tensor] = []
-        for w_part, g_part, u_part, m_part, v_part in _pieces((weight, gradient, u, m, v)):
-            part = {"step": state["step"].clone(), "exp_avg": m_part, "exp_avg_sq": v_part}
-            adam.directions([w_part], [g_part], [part], [u_part])
-            norms += [norm(w_part), norm(u_part)] if is_adaptive else []
-        state["step"] += 1
+        direction = scratch[m.dtype].as_strided(m.shape, m.stride())
+        own = {key: local(value) for key, value in state.items()}
+        adam.directions([weight], [gradient], [own], [direction])
         state["trust_ratio"] = torch.ones(())
         if is_adaptive:
-            lengths = torch.linalg.vector_norm(torch.stack(norms).view(-1, 2), dim=0)
-            lengths = whole_norms(lengths[:, None], [parameter])
+            norms = torch.stack([norm(weight), norm(direction)])
+            lengths = whole_norms(norms[:, None], [parameter])
             state["trust_ratio"] = trust_ratio(lengths[0, 0], lengths[1, 0], max_trust_ratio)
-        for w_part, u_part in _pieces((weight, u)):
-            w_part.copy_(w_part.to(u.dtype).addcmul_(u_part, state["trust_ratio"], value=-lr))
+        wide = weight.to(direction.dtype)
+        weight.copy_(wide.addcmul_(direction, state["trust_ratio"], value=-lr))
 
 
 def _step_together(
@@ -244,8 +240,6 @@ def _step_together(
     local_states = [{key: local(value) for key, value in state.items()} for state in states]
     directions = [torch.empty_like(state["exp_avg"]) for state in local_states]
     adam.directions(weights, gradients, local_states, directions)
-    if not adam.bias_correction:
-        foreach_add([state["step"] for state in states], 1)
     ratios = torch.ones(len(parameters), device=weights[0].device)
     if is_adaptive:
         norms = [torch.stack([norm(t) for t in group]) for group in (weights, directions)]
@@ -269,14 +263,6 @@ def _laid_out_as(pattern: Tensor, tensor: Tensor) -> Tensor:
     if tensor.dtype == pattern.dtype and tensor.stride() == pattern.stride():
         return tensor
     return torch.empty_like(pattern).copy_(tensor)
-
-
-def _pieces(tensors: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-    """The same pieces of each, or all of them at once if one cannot be cut flat."""
-    if all(tensor.is_contiguous() for tensor in tensors):
-        yield from zip(*(tensor.view(-1).split(PIECE) for tensor in tensors), strict=True)
-    else:
-        yield tensors
 
 
 def _check_whole(group: Mapping[str, Any]) -> None:

@@ -11,7 +11,10 @@ from torch.distributed.tensor import DTensor
 
 def norm(tensor: Tensor) -> Tensor:
     """‖x‖ of a tensor of any shape, in fp32 or wider: [] on its device, nothing read back."""
-    return torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    if tensor.ndim > 1:  # row by row: a CPU reduces rows side by side, but a whole on one thread
+        tensor = torch.linalg.vector_norm(tensor, dim=-1, dtype=dtype)
+    return torch.linalg.vector_norm(tensor, dtype=dtype)
 
 
 def local(tensor: Tensor) -> Tensor:

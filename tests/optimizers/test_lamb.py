@@ -38,12 +38,10 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("piece", [module.PIECE, 100])
 @pytest.mark.parametrize("way", ["one by one", "together"])
 def test_equals_the_reference_for_50_steps(
-    options: dict[str, Any], piece: int, way: str, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PIECE", piece)
     if way == "together":  # what other devices do
         monkeypatch.setattr(module, "_step_one_by_one", module._step_together)
     parameters = tensors()
