@@ -13,6 +13,7 @@ from hf_tfopt.optimizers.foreach import foreach_add, foreach_mul
 from hf_tfopt.optimizers.norms import local, norm, whole_norms
 from hf_tfopt.optimizers.wide_state import load_wide_state
 
+Scratch = dict[torch.dtype, Tensor]
 FOREVER = 1e9  # after so many steps, Adam's averages have no bias left to correct
 
 
@@ -73,6 +74,7 @@ class Lamb(torch.optim.Optimizer):
             "adapt_vectors": adapt_vectors,
         }
         super().__init__(params, defaults)
+        self._scratch: Scratch = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -94,6 +96,7 @@ class Lamb(torch.optim.Optimizer):
                 bias_correction=group["bias_correction"],
                 max_trust_ratio=group["max_trust_ratio"],
                 is_adaptive=group["adapt_vectors"] or group.get("role") != "vectors",
+                scratch=self._scratch,
             )
         return loss
 
@@ -132,6 +135,7 @@ def lamb_update(
     bias_correction: bool = True,
     max_trust_ratio: float | None = None,
     is_adaptive: bool = True,
+    scratch: Scratch | None = None,
 ) -> None:
     """Update parameters with their gradients, and their states, by one step of LAMB, see `Lamb`.
 
@@ -146,13 +150,15 @@ def lamb_update(
         bias_correction: take the averages' bias away.
         max_trust_ratio: the largest φ; None: any.
         is_adaptive: False: φ is 1.
+        scratch: memory to use again in the next step, on a CPU as much as the largest parameter.
     """
     adam = _Adam(betas, eps, weight_decay, bias_correction)
     pairs = list(zip(parameters, states, strict=True))
     on_cpu = [pair for pair in pairs if pair[0].device.type == "cpu"]
     others = [pair for pair in pairs if pair[0].device.type != "cpu"]
     if on_cpu:
-        _step_one_by_one(on_cpu, adam, lr, max_trust_ratio, is_adaptive)
+        memory = {} if scratch is None else scratch
+        _step_one_by_one(on_cpu, adam, lr, max_trust_ratio, is_adaptive, memory)
     if others:
         _step_together(others, adam, lr, max_trust_ratio, is_adaptive)
 
@@ -205,12 +211,13 @@ def _step_one_by_one(
     lr: float,
     max_trust_ratio: float | None,
     is_adaptive: bool,
+    scratch: Scratch,
 ) -> None:
     """Parameter by parameter: on a CPU, kernels are as fast alone, and one scratch serves all."""
     averages = [local(state["exp_avg"]) for _, state in pairs]
-    largest = max(m.numel() for m in averages)
-    # memory that is new for every parameter would cost as much as the arithmetic
-    scratch = {dtype: torch.empty(largest, dtype=dtype) for dtype in {m.dtype for m in averages}}
+    for m in averages:  # new memory costs a page fault every 4 kB, which is most of a step
+        if m.dtype not in scratch or scratch[m.dtype].numel() < m.numel():
+            scratch[m.dtype] = torch.empty(m.numel(), dtype=m.dtype)
     for (parameter, state), m in zip(pairs, averages, strict=True):
         assert parameter.grad is not None
         weight, gradient = local(parameter), local(parameter.grad)
