@@ -214,6 +214,7 @@ def _chosen_tokens(
     word_starts: Flags | None,
 ) -> tuple[Integers, NDArray[np.float64]]:
     """The flat positions of all tokens of the chosen units, and the fate of each."""
+    assert (word_starts is None) == (rule.unit == "token")
     if word_starts is None:
         units = Units(None, bounds)
     else:

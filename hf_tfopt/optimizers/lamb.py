@@ -215,7 +215,7 @@ def _step_one_by_one(
 ) -> None:
     """Parameter by parameter: on a CPU, kernels are as fast alone, and one scratch serves all."""
     averages = [local(state["exp_avg"]) for _, state in pairs]
-    for m in averages:  # new memory costs a page fault every 4 kB, which is most of a step
+    for m in averages:  # kept: new memory costs a page fault every 4 kB
         if m.dtype not in scratch or scratch[m.dtype].numel() < m.numel():
             scratch[m.dtype] = torch.empty(m.numel(), dtype=m.dtype)
     for (parameter, state), m in zip(pairs, averages, strict=True):

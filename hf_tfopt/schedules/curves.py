@@ -204,7 +204,10 @@ def one_cycle(
         [(lambda step: low_momentum + gap * up(step), rising)],
         lambda step: high_momentum - gap * down(step),
     )
-    ramp: Schedule = lambda step: 1.0 - (1.0 - start) * up(step)  # noqa: E731
+
+    def ramp(step: int) -> float:
+        return 1.0 - (1.0 - start) * up(step)
+
     return Curve(compose.floor(down, end), rising, ramp=ramp, momentum=momentum)
 
 

@@ -327,8 +327,10 @@ def table(options: argparse.Namespace) -> None:
         return [before + step * steps_to(target, curve) for curve in curves[name]]
 
     claims = {}
+    print(f"without a pace, and so without a time: {sorted(curves.keys() - pace.keys())}")
     print("opponent     target     its seconds (seeds)              ours (seeds)       ratio")
-    for name in curves.keys() - ABLATIONS.keys() - {"ours"}:
+    timed = sorted(curves.keys() & pace.keys()) if {"ours"} <= curves.keys() & pace.keys() else []
+    for name in [name for name in timed if name in SIDES and name != "ours"]:
         target = max(curve[-1][1] for curve in curves[name])
         both = seconds(name, target), seconds("ours", target)
         ratio = median(both[1]) / median(both[0])
