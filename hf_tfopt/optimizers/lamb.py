@@ -1,6 +1,6 @@
 """LAMB: Adam's update with the decay inside, made as long as the weights that it changes."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,13 +11,13 @@ from hf_tfopt.optimizers.adamw import adamw_state, has_fused_kernel
 from hf_tfopt.optimizers.checks import check_betas, check_not_negative, check_positive
 from hf_tfopt.optimizers.foreach import foreach_add, foreach_mul
 from hf_tfopt.optimizers.norms import local, norm, whole_norms
-from hf_tfopt.optimizers.wide_state import load_wide_state
+from hf_tfopt.optimizers.wide_state import WideStateOptimizer
 
 Scratch = dict[torch.dtype, Tensor]
 FOREVER = 1e9  # after so many steps, Adam's averages have no bias left to correct
 
 
-class Lamb(torch.optim.Optimizer):
+class Lamb(WideStateOptimizer):
     """LAMB as published: θ ← θ - lr·φ·u, tensor by tensor.
 
         u = m̂ / (√v̂ + ε) + λ·θ;   φ = ‖θ‖ / ‖u‖, or 1 where either norm is 0
@@ -76,29 +76,21 @@ class Lamb(torch.optim.Optimizer):
         super().__init__(params, defaults)
         self._scratch: Scratch = {}
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update every parameter that has a gradient; returns what `closure` does."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            _check_whole(group)
-            trained = [p for p in group["params"] if p.grad is not None]
-            for parameter in trained:
-                if not self.state[parameter]:
-                    self.state[parameter].update(lamb_state(parameter))
-            lamb_update(
-                trained,
-                [self.state[parameter] for parameter in trained],
-                **{key: group[key] for key in ("lr", "betas", "eps", "weight_decay")},
-                bias_correction=group["bias_correction"],
-                max_trust_ratio=group["max_trust_ratio"],
-                is_adaptive=group["adapt_vectors"] or group.get("role") != "vectors",
-                scratch=self._scratch,
-            )
-        return loss
+    def step_group(self, trained: list[Tensor], group: dict[str, Any]) -> None:
+        """Update the parameters of a group that have a gradient."""
+        _check_whole(group)
+        for parameter in trained:
+            if not self.state[parameter]:
+                self.state[parameter].update(lamb_state(parameter))
+        lamb_update(
+            trained,
+            [self.state[parameter] for parameter in trained],
+            **{key: group[key] for key in ("lr", "betas", "eps", "weight_decay")},
+            bias_correction=group["bias_correction"],
+            max_trust_ratio=group["max_trust_ratio"],
+            is_adaptive=group["adapt_vectors"] or group.get("role") != "vectors",
+            scratch=self._scratch,
+        )
 
     def trust_ratios(self) -> dict[str, float]:
         """φ of every parameter in its last step, by its name; without names, by its number."""
@@ -110,11 +102,6 @@ class Lamb(torch.optim.Optimizer):
                 if "trust_ratio" in self.state[parameter]:
                     ratios[name] = float(self.state[parameter]["trust_ratio"])
         return ratios
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict()` gave, in its own precision."""
-        super().load_state_dict(state_dict)
-        load_wide_state(self, state_dict)
 
 
 def lamb_state(parameter: Tensor) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Lion: the sign of a momentum, and one state for each weight."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,10 +14,10 @@ from hf_tfopt.optimizers.foreach import (
     foreach_mul,
     foreach_sign,
 )
-from hf_tfopt.optimizers.wide_state import load_wide_state
+from hf_tfopt.optimizers.wide_state import WideStateOptimizer
 
 
-class Lion(torch.optim.Optimizer):
+class Lion(WideStateOptimizer):
     """Lion: θ ← θ - lr·λ·θ - lr·sign(β₁·m + (1 - β₁)·g), then m ← β₂·m + (1 - β₂)·g.
 
     Every weight moves by lr in every step: its lr is usually 3 to 10 times smaller than AdamW's,
@@ -48,31 +48,18 @@ class Lion(torch.optim.Optimizer):
         check_betas(betas)
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "betas": tuple(betas)})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update every parameter that has a gradient; returns what `closure` does."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            trained = [p for p in group["params"] if p.grad is not None]
-            for parameter in trained:
-                if not self.state[parameter]:
-                    dtype = torch.promote_types(parameter.dtype, torch.float32)
-                    self.state[parameter]["exp_avg"] = torch.zeros_like(parameter, dtype=dtype)
-            lion_update(
-                trained,
-                [parameter.grad for parameter in trained if parameter.grad is not None],
-                [self.state[parameter]["exp_avg"] for parameter in trained],
-                **{key: group[key] for key in ("lr", "betas", "weight_decay")},
-            )
-        return loss
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict()` gave, in its own precision."""
-        super().load_state_dict(state_dict)
-        load_wide_state(self, state_dict)
+    def step_group(self, trained: list[Tensor], group: dict[str, Any]) -> None:
+        """Update the parameters of a group that have a gradient."""
+        for parameter in trained:
+            if not self.state[parameter]:
+                dtype = torch.promote_types(parameter.dtype, torch.float32)
+                self.state[parameter]["exp_avg"] = torch.zeros_like(parameter, dtype=dtype)
+        lion_update(
+            trained,
+            [parameter.grad for parameter in trained if parameter.grad is not None],
+            [self.state[parameter]["exp_avg"] for parameter in trained],
+            **{key: group[key] for key in ("lr", "betas", "weight_decay")},
+        )
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Muon: momentum, orthogonalised, for the hidden matrices; AdamW for everything else."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,7 +16,7 @@ from hf_tfopt.optimizers.checks import (
     check_share,
 )
 from hf_tfopt.optimizers.orthogonalization import fast_dtype, newton_schulz
-from hf_tfopt.optimizers.wide_state import load_wide_state
+from hf_tfopt.optimizers.wide_state import WideStateOptimizer
 from hf_tfopt.registry import check_name
 
 Scale = Literal["original", "match_rms_adamw"]
@@ -75,7 +75,7 @@ def update_scale(num_outputs: int, num_inputs: int, scale: Scale) -> float:
     return 0.2 * math.sqrt(max(num_outputs, num_inputs))
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(WideStateOptimizer):
     """Muon for the groups of hidden matrices, AdamW for the others.
 
     Muon's groups: θ ← θ - lr·λ·θ - lr·s·O, with O of `muon_update` and s of `update_scale`. A group
@@ -164,21 +164,13 @@ class Muon(torch.optim.Optimizer):
                     "put it in a group with use_muon=False, as param_groups(model, ...) does"
                 )
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update every parameter that has a gradient; returns what `closure` does."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            trained = [p for p in group["params"] if p.grad is not None]
-            if group["use_muon"]:
-                for alike in _by_shape(trained):
-                    self._muon_step(alike, group)
-            else:
-                self._adamw_step(trained, group)
-        return loss
+    def step_group(self, trained: list[Tensor], group: dict[str, Any]) -> None:
+        """Update the parameters of a group that have a gradient."""
+        if group["use_muon"]:
+            for alike in _by_shape(trained):
+                self._muon_step(alike, group)
+        else:
+            self._adamw_step(trained, group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict()` gave; raises ValueError if it is another optimizer's."""
@@ -189,7 +181,6 @@ class Muon(torch.optim.Optimizer):
                 "and the groups that it was saved with"
             )
         super().load_state_dict(state_dict)
-        load_wide_state(self, state_dict)
 
     def _muon_step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         shape, device, dtype = parameters[0].shape, parameters[0].device, parameters[0].dtype

@@ -19,7 +19,7 @@ class AdamSettings(NamedTuple):
 
 
 def linear_scaling(lr: float, batch_factor: float) -> float:
-    """Multiply the lr by κ for a batch κ times as large. For SGD with momentum; not for Adam and its kin.
+    """Multiply the lr by κ for a batch κ times as large: for SGD, not for Adam and its kin.
 
     Args:
         lr: tuned with the old batch.
