@@ -1,7 +1,7 @@
 """AdamW, through torch's fused kernel wherever there is one."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,17 +37,28 @@ def adamw(
     Paper: Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, arXiv 1711.05101,
         algorithm 2. Differs: as in torch, λ is multiplied by the scheduled lr.
     """
+    return torch.optim.AdamW(**adam_arguments(params, lr, weight_decay, betas, eps))
+
+
+def adam_arguments(
+    params: Iterable[Tensor] | Iterable[dict[str, Any]],
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> dict[str, Any]:
+    """Check what torch's Adam and AdamW take alike, and choose the fused kernel if there is one."""
     check_betas(betas)
     check_not_negative("eps", eps)
     groups, tensors = as_groups(params)
-    return torch.optim.AdamW(
-        groups,
-        lr=lr,
-        weight_decay=weight_decay,
-        betas=cast("tuple[float, float]", tuple(betas)),
-        eps=eps,
-        fused=True if has_fused_kernel(tensors) else None,
-    )
+    return {
+        "params": groups,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "betas": tuple(betas),
+        "eps": eps,
+        "fused": True if has_fused_kernel(tensors) else None,
+    }
 
 
 def as_groups(

@@ -1,13 +1,13 @@
 """torch's own optimizers where they are right, through the fused kernel wherever there is one."""
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_tfopt.optimizers.adamw import as_groups, has_fused_kernel
-from hf_tfopt.optimizers.checks import check_betas, check_not_negative, check_share
+from hf_tfopt.optimizers.adamw import adam_arguments, as_groups, has_fused_kernel
+from hf_tfopt.optimizers.checks import check_share
 
 
 def adam(
@@ -34,17 +34,7 @@ def adam(
 
     Paper: Kingma and Ba 2015, Adam, https://arxiv.org/abs/1412.6980, algorithm 1.
     """
-    check_betas(betas)
-    check_not_negative("eps", eps)
-    groups, tensors = as_groups(params)
-    return torch.optim.Adam(
-        groups,
-        lr=lr,
-        weight_decay=weight_decay,
-        betas=cast("tuple[float, float]", tuple(betas)),
-        eps=eps,
-        fused=True if has_fused_kernel(tensors) else None,
-    )
+    return torch.optim.Adam(**adam_arguments(params, lr, weight_decay, betas, eps))
 
 
 def sgd(
