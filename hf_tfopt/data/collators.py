@@ -13,10 +13,10 @@ from transformers.training_args import TrainingArguments
 from hf_tfopt.data.epoch_clock import EpochClock
 from hf_tfopt.data.flat_batch import FlatBatch, Rows, flatten
 from hf_tfopt.data.keyed_bits import Flags, example_keys
-from hf_tfopt.data.masking import MaskingRule, check_rate, choose_targets
+from hf_tfopt.data.masking import MaskingRule, check_rate, choose_targets, set_apart
 from hf_tfopt.data.model_inputs import ModelFacts, model_inputs
 from hf_tfopt.data.rows import NO_WORD
-from hf_tfopt.data.words import word_tables
+from hf_tfopt.data.words import num_ids, word_tables
 
 
 class MaskedLMCollator(TrainerCallback):
@@ -78,7 +78,8 @@ class MaskedLMCollator(TrainerCallback):
             raise ValueError(f"pad_to_multiple_of is {pad_to_multiple_of}: allowed is 1 or more")
         self.pad_to_multiple_of = pad_to_multiple_of
         self._pad_id: int = tokenizer.pad_token_id  # looked up once: the property is slow
-        self._words = None if unit == "token" else word_tables(tokenizer)
+        special = ~self.rule.maskable
+        self._words = None if unit == "token" else word_tables(tokenizer).set_apart(special)
         self._model: ModelFacts | None = None
         self._clock = EpochClock()
         if model is not None:
@@ -181,7 +182,8 @@ class MaskedLMCollator(TrainerCallback):
         if self._words is None:
             return None
         if batch.word_ids is not None:
-            return np.diff(batch.word_ids, prepend=NO_WORD) != 0
+            starts = np.diff(batch.word_ids, prepend=NO_WORD) != 0
+            return set_apart(starts, ~self.rule.maskable[batch.ids])
         return self._words.word_starts(batch.ids)
 
 
@@ -193,7 +195,7 @@ def _rule(tokenizer: Any, unit: str, mask_fraction: float, random_fraction: floa
                 f"needs: set tokenizer.{role}_token, or take the tokenizer of a masked model"
             )
     known = np.fromiter(tokenizer.get_vocab().values(), dtype=np.int64)
-    maskable = np.ones(max(int(known.max()) + 1, len(tokenizer)), dtype=np.bool_)
+    maskable = np.ones(num_ids(tokenizer), dtype=np.bool_)
     added = tokenizer.added_tokens_decoder.items()
     special = [*tokenizer.all_special_ids, *(i for i, token in added if token.special)]
     maskable[special] = False

@@ -43,7 +43,7 @@ def flatten(rows: Rows, is_packed: bool, num_ids: int) -> FlatBatch:
     ids, lengths = _column(rows, "input_ids")
     if not len(ids) or int(ids.view(np.uint64).max()) >= num_ids:  # negative ones are huge
         raise ValueError(_bad_ids(ids, num_ids))
-    bounds = np.array([0, *accumulate(lengths)])
+    bounds = np.fromiter(accumulate(lengths, initial=0), np.int64, len(lengths) + 1)
     token_types, word_ids = (
         _column(rows, name)[0] if name in rows[0] else None for name in ("token_type_ids", WORD_IDS)
     )
@@ -64,7 +64,7 @@ def _column(rows: Rows, name: str) -> tuple[Integers, list[int]]:
             else np.asarray(value, dtype=np.int64)
             for value in values
         ]
-    return np.concatenate(values, dtype=np.int64), [len(value) for value in values]
+    return np.concatenate(values, dtype=np.int64), list(map(len, values))
 
 
 def _bad_ids(ids: Integers, num_ids: int) -> str:

@@ -79,7 +79,8 @@ def _content(ids: Words, bounds: Integers, lengths: Integers) -> Words:
     weights = _weights(_room(longest + 1))
     content = lengths.view(np.uint64) * weights[lengths]
     if len(ids) == longest * len(lengths):  # all of one length
-        return content + ids.reshape(len(lengths), longest) @ weights[:longest]
+        table = ids.reshape(len(lengths), longest)
+        return content + np.einsum("ij,j->i", table, weights[:longest])
     products = np.concatenate([weights[:n] for n in lengths.tolist()])
     products *= ids
     filled = np.flatnonzero(lengths)  # reduceat would give an empty example the token after it
@@ -100,9 +101,10 @@ def bits(keys: Words, rows: Integers, counters: Integers) -> Words:
     return mix(x)
 
 
-def below(size: int, drawn: Words) -> Words:
+def below(size: int | Integers, drawn: Words) -> Words:
     """A number in [0, size) from the upper half of each word; size up to 2^32."""
-    return ((drawn >> np.uint64(32)) * np.uint64(size)) >> np.uint64(32)
+    sizes = np.asarray(size).astype(np.uint64)
+    return ((drawn >> np.uint64(32)) * sizes) >> np.uint64(32)
 
 
 def fraction(drawn: Words) -> NDArray[np.float64]:
@@ -122,23 +124,24 @@ def lanes_below(
         keys: a key for each row.
         bounds: where each row's indices begin, and the end of the last.
     """
-    counts = bounds[1:] - bounds[:-1]
-    quads = (counts + 3) >> 2
+    quads = (bounds[1:] - bounds[:-1] + 3) >> 2
     longest = int(quads.max(initial=0))
     multiples = _multiples(_room(longest))
-    if len(quads) * longest == quads.sum():  # all of one length
+    is_dense = len(quads) * longest <= 2 * int(quads.sum())
+    if is_dense:  # so many for every row: what is too much costs less than pieces
         x = (keys[:, None] + multiples[:longest]).reshape(-1)
+        begins = np.arange(len(quads)) * (4 * longest)
     else:
         x = np.concatenate([multiples[:n] for n in quads.tolist()])
         x += np.repeat(keys, quads)
+        begins = 4 * (np.cumsum(quads) - quads)
     lanes = mix(x).astype("<u8", copy=False).view("<u2")
     found = np.flatnonzero(lanes < threshold)
     uniform = lanes[found] / threshold
-    if not (counts & 3).any():  # four lanes to a word leave none over: lanes are indices
+    if len(lanes) == bounds[-1]:  # none too much: lanes are indices
         return found, uniform
-    ends = np.cumsum(4 * quads)
-    rows = ends.searchsorted(found, "right")
-    indices = found - (ends - 4 * quads - bounds[:-1])[rows]
+    rows = found // (4 * longest) if is_dense else begins.searchsorted(found, "right") - 1
+    indices = found + (bounds[:-1] - begins)[rows]
     real = np.flatnonzero(indices < bounds[1:][rows])
     return indices[real], uniform[real]
 

@@ -167,7 +167,8 @@ def choose_targets(
         keys: `example_keys` of these examples.
         rule: the units and their fates.
         probability: the share of maskable tokens to choose, in (0, 1).
-        word_starts: whether a word starts at each token; for words and spans.
+        word_starts: whether a word or a special token starts at each token, see `set_apart`; for
+            words and spans.
 
     Paper: Devlin et al. 2019, BERT (https://arxiv.org/abs/1810.04805), section 3.1; for spans
     Joshi et al. 2020, SpanBERT (https://arxiv.org/abs/1907.10529), section 3.1. Differs: units are
@@ -215,10 +216,7 @@ def _chosen_tokens(
 ) -> tuple[Integers, NDArray[np.float64]]:
     """The flat positions of all tokens of the chosen units, and the fate of each."""
     assert (word_starts is None) == (rule.unit == "token")
-    if word_starts is None:
-        units = Units(None, bounds)
-    else:
-        units = find_words(ids, bounds, rule.maskable, word_starts)
+    units = Units(None, bounds) if word_starts is None else find_words(bounds, word_starts)
     first = units.first
 
     def is_maskable(which: Integers) -> Flags:
@@ -234,17 +232,22 @@ def _chosen_tokens(
     found, fate = _one_in_each(chosen, units.bounds, keys, is_maskable)
     if first is None:
         return found, fate
-    begins, ends = first[found], np.append(first, len(ids))[found + 1]
-    return _ranges(begins, ends - begins), np.repeat(fate, ends - begins)
+    begins = first[found]
+    sizes = np.append(first, len(ids))[found + 1] - begins
+    return _ranges(begins, sizes), np.repeat(fate, sizes)
 
 
-def find_words(ids: Integers, bounds: Integers, maskable: Flags, word_starts: Flags) -> Units:
-    """The words of a flat batch; a word ends before a special token and with its example."""
-    special = ~maskable[ids]
-    starts = word_starts | special
+def set_apart(starts: Flags, special: Flags) -> Flags:
+    """Where words start if a word ends before a special token; writes into `starts`."""
+    starts |= special
     starts[1:] |= special[:-1]
-    starts[bounds[:-1][bounds[1:] > bounds[:-1]]] = True
-    first = np.flatnonzero(starts)
+    return starts
+
+
+def find_words(bounds: Integers, word_starts: Flags) -> Units:
+    """The words of a flat batch; a word ends with its example. Writes into `word_starts`."""
+    word_starts[bounds[:-1][bounds[1:] > bounds[:-1]]] = True
+    first = np.flatnonzero(word_starts)
     return Units(first, first.searchsorted(bounds))
 
 
@@ -269,19 +272,20 @@ def _one_in_each(
     chosen: Chosen, bounds: Integers, keys: Words, is_maskable: Callable[[Integers], Flags]
 ) -> Chosen:
     """Add to each example without a target one of its units, by the example's own key."""
-    extra: list[tuple[int, int]] = []
     edges = chosen.units.searchsorted(bounds)
-    for row in np.flatnonzero(edges[1:] == edges[:-1]).tolist():
-        units = np.arange(*bounds[row : row + 2])
-        units = units[is_maskable(units)]
-        if len(units):
-            extra.append((units[int(below(len(units), keys[FALLBACK, row]))], row))
-    if not extra:
+    rows = np.flatnonzero(edges[1:] == edges[:-1])
+    if not len(rows):
         return chosen
-    units, rows = np.array(extra).T
+    sizes = bounds[rows + 1] - bounds[rows]
+    units = _ranges(bounds[rows], sizes)
+    usual = np.flatnonzero(is_maskable(units))
+    counts = np.bincount(np.repeat(np.arange(len(rows)), sizes)[usual], minlength=len(rows))
+    rows, firsts, counts = (a[counts > 0] for a in (rows, np.cumsum(counts) - counts, counts))
+    drawn = keys[FALLBACK, rows]
+    which = usual[firsts + below(counts, drawn).view(np.int64)]
     return Chosen(
-        np.concatenate([chosen.units, units]),
-        np.concatenate([chosen.fate, fraction(keys[FALLBACK, rows])]),
+        np.concatenate([chosen.units, units[which]]),
+        np.concatenate([chosen.fate, fraction(drawn)]),
     )
 
 

@@ -70,9 +70,8 @@ class ModelFacts:
     @property
     def joins_rows(self) -> bool:
         """Whether this attention takes a whole batch as one row without padding."""
-        return self.implementation == "unpadded" or self.implementation.startswith(
-            "flash_attention"
-        )
+        implementation = self.implementation
+        return implementation == "unpadded" or implementation.startswith("flash_attention")
 
     @property
     def layer_windows(self) -> Mapping[str, int | None] | None:
@@ -120,8 +119,8 @@ def model_inputs(
     _check_separable(model, packed)
     apart = packed or (model is not None and model.joins_rows)
     rows = batch.rows if packed or not apart else batch.rows[[0, -1]]
-    width = -(-int(np.diff(rows).max()) // multiple) * multiple
-    _check_length(model, int(np.diff(batch.examples).max()) if apart else width)
+    width = -(-_longest(rows) // multiple) * multiple
+    _check_length(model, _longest(batch.examples) if apart else width)
     where = _where(rows, width)
     shape = (len(rows) - 1, width)
     batch.ids[targets.positions] = targets.inputs
@@ -143,6 +142,10 @@ def model_inputs(
             else _place(1, where, shape, 0)
         )
     return inputs
+
+
+def _longest(bounds: Integers) -> int:
+    return int((bounds[1:] - bounds[:-1]).max())
 
 
 def _where(rows: Integers, width: int) -> Integers | None:

@@ -44,7 +44,7 @@ class Row(Mapping[str, Any]):
 
 def column_of(rows: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
     """`[row[name] for row in rows]`, with one call less a row where they are of `ArrowRows`."""
-    if all(type(row) is Row for row in rows):
+    if set(map(type, rows)) == {Row}:
         return [row.readers[name](row.index) for row in cast(Sequence[Row], rows)]
     return [row[name] for row in rows]
 

@@ -7,9 +7,9 @@ unused columns. Words are those of the tokenizer's own pre-tokenizer, punctuatio
 import json
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,21 +34,24 @@ class WordTables:
     """What the vocabulary tells about words, by token id.
 
     Args:
-        starts: the token begins a word wherever it stands.
+        starts: 1 where the token begins a word wherever it stands, 2 or 3 where it is no part of
+            any: it is a unit by itself.
         first: the classes that the token's first character may continue; None: `starts` is all.
         last: the classes of its last character; 0: those of the token before it.
     """
 
-    starts: Flags
+    starts: Flags | Classes
     first: Classes | None = None
     last: Classes | None = None
 
     def word_starts(self, ids: Integers) -> Flags:
         """Whether a word starts at each of `ids`, each one following the one before it.
 
-        `starts[ids[i]] or not first[ids[i]] & last[ids[i - 1]]`
+        `starts[ids[i]] or starts[ids[i - 1]] > 1 or not first[ids[i]] & last[ids[i - 1]]`
         """
-        starts = self.starts[ids]
+        kinds = self.starts[ids]
+        starts = kinds != 0
+        starts[1:] |= kinds[:-1] > 1
         if self.first is None or self.last is None or len(ids) < 2:
             return starts
         last = self.last[ids]
@@ -57,6 +60,10 @@ class WordTables:
             last = last[np.maximum.accumulate(source)]
         starts[1:] |= (self.first[ids[1:]] & last[:-1]) == 0
         return starts
+
+    def set_apart(self, special: Flags) -> Self:
+        """The tables with these tokens as units by themselves."""
+        return replace(self, starts=self.starts.astype(np.uint8) + np.uint8(2) * special)
 
 
 def word_tables(tokenizer: Any) -> WordTables:
@@ -74,7 +81,7 @@ def word_tables(tokenizer: Any) -> WordTables:
     if not tokenizer.is_fast:
         raise ValueError(f"{name} is a slow tokenizer: {ALLOWED}")
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
-    tokens: list[str] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    tokens: list[str] = tokenizer.convert_ids_to_tokens(list(range(num_ids(tokenizer))))
     tokens = [token or "" for token in tokens]  # ids that no token has
     model = parts["model"]
     if model["type"] == "WordLevel":
@@ -89,6 +96,11 @@ def word_tables(tokenizer: Any) -> WordTables:
     if "Metaspace" in kinds or "▁" in json.dumps(parts["decoder"], ensure_ascii=False):
         return _metaspace(tokens)
     raise ValueError(f"{name} has a {model['type']} model without word marks: {ALLOWED}")
+
+
+def num_ids(tokenizer: Any) -> int:
+    """The size of a table by token id: some vocabularies leave ids out."""
+    return max(max(tokenizer.get_vocab().values()) + 1, len(tokenizer))
 
 
 def _types(part: Any) -> Sequence[str]:

@@ -79,7 +79,7 @@ OURS = Side(
     evaluate_every=2,
 )
 SIDES = {
-    "padded": Side(320, data="padded", is_stock=True, is_bf16=False),
+    "padded": Side(530, data="padded", is_stock=True, is_bf16=False),
     "blocks": Side(260, data="blocks", is_stock=True, is_bf16=False),
     "engineered": Side(1000, rates=ADAMW_RATES),
     "ours": OURS,

@@ -14,6 +14,7 @@ from hf_tfopt.data.masking import (
     check_rate,
     choose_targets,
     linear_rate,
+    set_apart,
     span_tables,
 )
 from tests.references import masking as plain
@@ -47,7 +48,7 @@ def mask(
     table[list(starting)] = True
 
     keys = example_keys(ids, bounds, seed, epoch)
-    starts = None if rule.unit == "token" else table[ids]
+    starts = None if rule.unit == "token" else set_apart(table[ids], ~rule.maskable[ids])
     return choose_targets(ids, bounds, keys, rule, probability, starts)
 
 
@@ -121,11 +122,11 @@ def test_bits_are_even_and_independent_of_their_neighbours() -> None:
     assert np.abs((ones[1:] == ones[:-1]).mean(axis=0) - 0.5).max() < bound
 
 
-def test_lanes_below_counts_every_lane_once() -> None:
+@pytest.mark.parametrize("counts", [[8] * 5, [5, 8, 7, 6, 8], [0, 1, 4, 9, 3], [1, 0, 400, 2, 7]])
+def test_lanes_below_counts_every_lane_once(counts: list[int]) -> None:
     keys = example_keys(*flat(documents(5, 4)), 0, 0)[0]
-    counts = np.array([0, 1, 4, 9, 3])
     indices, fate = lanes_below(1 << 16, keys, np.cumsum([0, *counts]))
-    assert indices.tolist() == list(range(counts.sum()))
+    assert indices.tolist() == list(range(sum(counts)))
     lanes = [plain.lane(int(keys[row]), j) for row, n in enumerate(counts) for j in range(n)]
     assert (fate * (1 << 16)).tolist() == lanes
 
