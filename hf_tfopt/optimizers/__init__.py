@@ -10,10 +10,11 @@ OPTIMIZERS = Registry(
     "optimizer",
     {
         "adam": Lazy("hf_tfopt.optimizers.from_torch:adam"),
-        "adamw": Lazy("hf_tfopt.optimizers.adamw:adamw"),
+        "adamw": Lazy("hf_tfopt.optimizers.from_torch:adamw"),
         "lamb": Lazy("hf_tfopt.optimizers.lamb:Lamb"),
         "lion": Lazy("hf_tfopt.optimizers.lion:Lion"),
         "muon": Lazy("hf_tfopt.optimizers.muon:Muon"),
+        "schedule_free": Lazy("hf_tfopt.optimizers.schedule_free:schedule_free"),
         "sgd": Lazy("hf_tfopt.optimizers.from_torch:sgd"),
     },
 )

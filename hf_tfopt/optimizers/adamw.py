@@ -1,4 +1,4 @@
-"""AdamW, through torch's fused kernel wherever there is one."""
+"""AdamW's step on tensors and states, through torch's fused kernel wherever there is one."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,58 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw as functional_adamw
 
-from hf_tfopt.optimizers.checks import check_betas, check_not_negative
-
 # where `torch._fused_adamw_` has a kernel
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
-
-
-def adamw(
-    params: Iterable[Tensor] | Iterable[dict[str, Any]],
-    lr: float,
-    weight_decay: float = 0.0,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-) -> torch.optim.AdamW:
-    """Build `torch.optim.AdamW`, fused where the parameters' device has the kernel.
-
-    θ ← θ - lr·λ·θ - lr·m̂ / (√v̂ + ε), m̂ and v̂ being the averages of g and g², without their bias.
-
-    Args:
-        params: tensors, or groups such as `param_groups` gives.
-        lr: learning rate of groups that have none of their own.
-        weight_decay: decoupled decay λ of groups that have none of their own.
-        betas: share of the old averages of g and of g² that each step keeps, in [0, 1).
-        eps: added to √v̂, 0 or above.
-
-    Raises:
-        ValueError: for a number outside its range.
-
-    Paper: Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, arXiv 1711.05101,
-        algorithm 2. Differs: as in torch, λ is multiplied by the scheduled lr.
-    """
-    return torch.optim.AdamW(**adam_arguments(params, lr, weight_decay, betas, eps))
-
-
-def adam_arguments(
-    params: Iterable[Tensor] | Iterable[dict[str, Any]],
-    lr: float,
-    weight_decay: float,
-    betas: tuple[float, float],
-    eps: float,
-) -> dict[str, Any]:
-    """Check what torch's Adam and AdamW take alike, and choose the fused kernel if there is one."""
-    check_betas(betas)
-    check_not_negative("eps", eps)
-    groups, tensors = as_groups(params)
-    return {
-        "params": groups,
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "betas": tuple(betas),
-        "eps": eps,
-        "fused": True if has_fused_kernel(tensors) else None,
-    }
 
 
 def as_groups(
@@ -87,7 +37,7 @@ def adamw_update(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """Update parameters and their states by one step of AdamW, see `adamw`.
+    """Update parameters and their states by one step of AdamW, see `from_torch.adamw`.
 
     The arithmetic is that of the states: parameters and gradients in less than fp32 are widened for
     the step, so that v, which moves by (1 - β₂)(g² - v), does not stand still in bf16.

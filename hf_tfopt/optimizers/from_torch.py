@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_tfopt.optimizers.adamw import adam_arguments, as_groups, has_fused_kernel
-from hf_tfopt.optimizers.checks import check_share
+from hf_tfopt.optimizers.adamw import as_groups, has_fused_kernel
+from hf_tfopt.optimizers.adamw_variant import AdamWVariant, Decay
+from hf_tfopt.optimizers.checks import check_betas, check_not_negative, check_share
 
 
 def adam(
@@ -34,7 +35,44 @@ def adam(
 
     Paper: Kingma and Ba 2015, Adam, https://arxiv.org/abs/1412.6980, algorithm 1.
     """
-    return torch.optim.Adam(**adam_arguments(params, lr, weight_decay, betas, eps))
+    return torch.optim.Adam(**_adam_arguments(params, lr, weight_decay, betas, eps))
+
+
+def adamw(
+    params: Iterable[Tensor] | Iterable[dict[str, Any]],
+    lr: float,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    cautious: bool = False,
+    stable: bool = False,
+    decay: Decay = "lr_coupled",
+) -> torch.optim.Optimizer:
+    """Build `torch.optim.AdamW`, fused where the device has the kernel; or an `AdamWVariant`.
+
+    θ ← θ - lr·λ·θ - lr·m̂ / (√v̂ + ε), m̂ and v̂ being the averages of g and g², without their bias.
+
+    Args:
+        params: tensors, or groups such as `param_groups` gives.
+        lr: learning rate of groups that have none of their own.
+        weight_decay: decoupled decay λ of groups that have none of their own.
+        betas: share of the old averages of g and of g² that each step keeps, in [0, 1).
+        eps: added to √v̂, 0 or above.
+        cautious: move only weights that the direction and the gradient agree on.
+        stable: shorten steps of tensors whose gradients have suddenly grown.
+        decay: lr_coupled: λ is multiplied by the lr, as above; decoupled: by the lr's share of its
+            peak, so that λ is the share of its length that a weight loses in a step.
+
+    Raises:
+        ValueError: for a number outside its range or an unknown `decay`.
+
+    Paper: Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization,
+        https://arxiv.org/abs/1711.05101, algorithm 2. Differs: as in torch, λ is multiplied by the
+        scheduled lr, unless `decoupled`. The other options' papers: see `AdamWVariant`.
+    """
+    if cautious or stable or decay != "lr_coupled":
+        return AdamWVariant(params, lr, weight_decay, betas, eps, cautious, stable, decay)
+    return torch.optim.AdamW(**_adam_arguments(params, lr, weight_decay, betas, eps))
 
 
 def sgd(
@@ -74,3 +112,24 @@ def sgd(
         nesterov=nesterov,
         fused=True if is_wide and has_fused_kernel(tensors) else None,
     )
+
+
+def _adam_arguments(
+    params: Iterable[Tensor] | Iterable[dict[str, Any]],
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> dict[str, Any]:
+    """Check what torch's Adam and AdamW take alike, and choose the fused kernel if there is one."""
+    check_betas(betas)
+    check_not_negative("eps", eps)
+    groups, tensors = as_groups(params)
+    return {
+        "params": groups,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "betas": tuple(betas),
+        "eps": eps,
+        "fused": True if has_fused_kernel(tensors) else None,
+    }

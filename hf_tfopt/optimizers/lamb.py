@@ -1,20 +1,19 @@
 """LAMB: Adam's update with the decay inside, made as long as the weights that it changes."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw as functional_adamw
 
-from hf_tfopt.optimizers.adamw import adamw_state, has_fused_kernel
+from hf_tfopt.optimizers.adam_direction import AdamDirection
+from hf_tfopt.optimizers.adamw import adamw_state
 from hf_tfopt.optimizers.checks import check_betas, check_not_negative, check_positive
 from hf_tfopt.optimizers.foreach import foreach_add, foreach_mul
 from hf_tfopt.optimizers.norms import local, norm, whole_norms
 from hf_tfopt.optimizers.wide_state import WideStateOptimizer
 
 Scratch = dict[torch.dtype, Tensor]
-FOREVER = 1e9  # after so many steps, Adam's averages have no bias left to correct
 
 
 class Lamb(WideStateOptimizer):
@@ -139,7 +138,7 @@ def lamb_update(
         is_adaptive: False: φ is 1.
         scratch: memory to use again in the next step, on a CPU as much as the largest parameter.
     """
-    adam = _Adam(betas, eps, weight_decay, bias_correction)
+    adam = AdamDirection(betas, eps, weight_decay, bias_correction)
     pairs = list(zip(parameters, states, strict=True))
     on_cpu = [pair for pair in pairs if pair[0].device.type == "cpu"]
     others = [pair for pair in pairs if pair[0].device.type != "cpu"]
@@ -150,51 +149,9 @@ def lamb_update(
         _step_together(others, adam, lr, max_trust_ratio, is_adaptive)
 
 
-class _Adam(NamedTuple):
-    """Adam's part of the update."""
-
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    bias_correction: bool
-
-    def directions(
-        self,
-        weights: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        states: Sequence[Mapping[str, Tensor]],
-        out: Sequence[Tensor],
-    ) -> None:
-        """Write u = λ·θ + m̂ / (√v̂ + ε) into `out`, and move m and v.
-
-        It is one step of Adam from λ·θ with a learning rate of -1: so torch's fused kernel does it.
-        """
-        for direction, weight in zip(out, weights, strict=True):
-            torch.mul(weight.to(direction.dtype), self.weight_decay, out=direction)
-        steps = [state["step"] for state in states]
-        functional_adamw(
-            list(out),
-            [_laid_out_as(d, g) for d, g in zip(out, gradients, strict=True)],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            steps if self.bias_correction else [torch.full_like(s, FOREVER) for s in steps],
-            fused=True if has_fused_kernel(out) else None,
-            amsgrad=False,
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            lr=-1.0,
-            weight_decay=0.0,
-            eps=self.eps,
-            maximize=False,
-        )
-        if not self.bias_correction:
-            foreach_add(steps, 1)
-
-
 def _step_one_by_one(
     pairs: Sequence[tuple[Tensor, dict[str, Tensor]]],
-    adam: _Adam,
+    adam: AdamDirection,
     lr: float,
     max_trust_ratio: float | None,
     is_adaptive: bool,
@@ -210,7 +167,7 @@ def _step_one_by_one(
         weight, gradient = local(parameter), local(parameter.grad)
         direction = scratch[m.dtype].as_strided(m.shape, m.stride())
         own = {key: local(value) for key, value in state.items()}
-        adam.directions([weight], [gradient], [own], [direction])
+        adam.write([weight], [gradient], [own], [direction])
         state["trust_ratio"] = torch.ones(())
         if is_adaptive:
             norms = torch.stack([norm(weight), norm(direction)])
@@ -222,7 +179,7 @@ def _step_one_by_one(
 
 def _step_together(
     pairs: Sequence[tuple[Tensor, dict[str, Tensor]]],
-    adam: _Adam,
+    adam: AdamDirection,
     lr: float,
     max_trust_ratio: float | None,
     is_adaptive: bool,
@@ -233,7 +190,7 @@ def _step_together(
     gradients = [local(p.grad) for p in parameters if p.grad is not None]
     local_states = [{key: local(value) for key, value in state.items()} for state in states]
     directions = [torch.empty_like(state["exp_avg"]) for state in local_states]
-    adam.directions(weights, gradients, local_states, directions)
+    adam.write(weights, gradients, local_states, directions)
     ratios = torch.ones(len(parameters), device=weights[0].device)
     if is_adaptive:
         norms = [torch.stack([norm(t) for t in group]) for group in (weights, directions)]
@@ -250,13 +207,6 @@ def trust_ratio(weight_norms: Tensor, update_norms: Tensor, largest: float | Non
     is_moving = (weight_norms > 0) & (update_norms > 0)
     ratio = torch.where(is_moving, weight_norms / update_norms, 1.0)
     return ratio if largest is None else ratio.clamp(max=largest)
-
-
-def _laid_out_as(pattern: Tensor, tensor: Tensor) -> Tensor:
-    """The tensor in the other's dtype and strides: the fused kernel reads both as flat memory."""
-    if tensor.dtype == pattern.dtype and tensor.stride() == pattern.stride():
-        return tensor
-    return torch.empty_like(pattern).copy_(tensor)
 
 
 def _check_whole(group: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_tfopt.optimizers.adamw import adamw
+from hf_tfopt.optimizers.from_torch import adamw
 from tests.references.muon import NaiveAdamW
 
 

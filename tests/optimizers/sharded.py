@@ -1,6 +1,7 @@
-"""Under torchrun: LAMB on sharded tensors moves them as on whole ones. Prints "equal" if so."""
+"""Under torchrun: sharded tensors are moved as whole ones are. Prints "equal" if so."""
 
 import copy
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,23 +20,29 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         optimizer.step()
 
 
-def main() -> None:
-    dist.init_process_group("gloo")
+def compare(name: str, **options: Any) -> list[torch.optim.Optimizer]:
+    """The optimizers of a whole model and of a sharded one, after four steps of both."""
     torch.manual_seed(0)
     whole = nn.Sequential(nn.Linear(6, 7), nn.LayerNorm(7), nn.Linear(7, 3))  # 7 and 3: uneven
     sharded = copy.deepcopy(whole)
     fully_shard(sharded)
-    options = {"lr": 0.05, "weight_decay": 0.1}
-    optimizers = [tfo.build_optimizer(model, "lamb", **options) for model in (whole, sharded)]
+    options |= {"lr": 0.05, "weight_decay": 0.1}
+    optimizers = [tfo.build_optimizer(model, name, **options) for model in (whole, sharded)]
     for model, optimizer in zip((whole, sharded), optimizers, strict=True):
         train(model, optimizer)
     for found, expected in zip(sharded.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(found.full_tensor(), expected, rtol=1e-5, atol=1e-7)
-    ratios = [optimizer.trust_ratios() for optimizer in optimizers]
+    return optimizers
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    ratios = [optimizer.trust_ratios() for optimizer in compare("lamb")]
     assert ratios[0].keys() == ratios[1].keys()
     for name, ratio in ratios[0].items():
         assert abs(ratios[1][name] - ratio) < 1e-5 * ratio, name
     assert any(ratio != 1 for ratio in ratios[0].values())
+    compare("adamw", cautious=True, stable=True)
     if dist.get_rank() == 0:
         print("equal")
     dist.destroy_process_group()
