@@ -18,6 +18,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lamb": {"lr": 2e-2, "weight_decay": 0.01},
     "lion": {"lr": 1e-2, "weight_decay": 0.01},
     "muon": {"lr": 2e-2, "weight_decay": 0.01},
+    "schedule_free": {"lr": 3e-2, "weight_decay": 0.01},
 }
 
 
@@ -36,8 +37,14 @@ def batch(step: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, 
     return inputs.to(dtype), inputs[:, :3].argmax(dim=1)
 
 
+def change_to(weights: str, optimizer: Any) -> None:
+    """Have Schedule-Free's weights for "train" or "eval" in the model; the others have but one."""
+    getattr(optimizer, weights, lambda: None)()
+
+
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
     dtype = next(model.parameters()).dtype
+    change_to("train", optimizer)
     losses = []
     for step in steps:
         inputs, labels = batch(step, dtype)
@@ -57,12 +64,15 @@ def test_finds_the_bottom_of_a_quadratic(name: str) -> None:
     model = nn.Linear(4, 8, bias=False)
     nn.init.zeros_(model.weight)
     optimizer = tfo.build_optimizer(model, name, **{**SETTINGS[name], "lr": 0.1, "weight_decay": 0})
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 400)
+    decay = 0 if name == "schedule_free" else 1 / 400  # which is meant with a constant lr
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step * decay)
+    change_to("train", optimizer)
     for _ in range(400):
         optimizer.zero_grad()
         (0.5 * (model.weight - target).square().sum()).backward()
         optimizer.step()
         schedule.step()
+    change_to("eval", optimizer)
     # each step has the size of the lr, not of the gradient, and the last ones are below 1e-3
     assert (model.weight - target).abs().max() < 5e-3
 
@@ -145,6 +155,7 @@ def test_vectors_are_not_decayed(name: str) -> None:
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
+    change_to("train", optimizer)
     optimizer.step()
     for key, value in model.named_parameters():
         expected = before[key] if value.ndim < 2 else decayed(before[key], name)

@@ -1,0 +1,1 @@
+"""Callbacks: what happens between the steps of a run."""
