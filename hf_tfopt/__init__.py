@@ -38,6 +38,7 @@ _EXPORTS = {
     "square_root_scaling": "hf_tfopt.optimizers.scaling",
     "width_scaling": "hf_tfopt.optimizers.scaling",
     "mup_multipliers": "hf_tfopt.optimizers.scaling",
+    "clip_grad_norm": "hf_tfopt.optimizers.clipping",
     "OPTIMIZERS": "hf_tfopt.optimizers",
     # schedules: number of updates -> multiplier of each group's lr
     "schedule": "hf_tfopt.schedules.for_trainer",

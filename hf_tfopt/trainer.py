@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 from transformers.trainer_utils import unwrap_peft_model
@@ -12,6 +13,7 @@ from transformers.trainer_utils import unwrap_peft_model
 from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum, add, combine, divide
 from hf_tfopt.objectives.base import Objective
 from hf_tfopt.objectives.language_modeling import LanguageModeling
+from hf_tfopt.optimizers.clipping import clip_grad_norm
 from hf_tfopt.schedules.for_trainer import ScheduleSpec, build_scheduler
 from hf_tfopt.schedules.for_trainer import schedule as schedule_named
 
@@ -138,6 +140,22 @@ class TfoptMixin(Trainer):
             processes = self.accelerator.num_processes // self.get_tp_size()
             loss = combine(terms, self._counts) * processes
         return (loss, outputs) if return_outputs else loss
+
+    # Private in the host (5.23, trainer.py:2773 and 2781), which has no slot for them.
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if self._has_own_gradients():
+            return clip_grad_norm(model.parameters(), self.args.max_grad_norm)
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if grad_norm is None and self._has_own_gradients():
+            grad_norm = clip_grad_norm(model.parameters())
+        return super()._get_grad_norm(model, grad_norm)
+
+    def _has_own_gradients(self) -> bool:
+        """Whether every process has the whole gradients, and not multiplied by an fp16 scale."""
+        kinds = (DistributedType.NO, DistributedType.MULTI_CPU)
+        return self.accelerator.distributed_type in kinds and self.accelerator.scaler is None
 
     def prediction_step(
         self,

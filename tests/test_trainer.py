@@ -287,3 +287,30 @@ def test_loss_func_refuses_what_it_does_not_know() -> None:
         tfo.loss_func("crossentropy")
     with pytest.raises(ValueError, match="label_smoothing is 2"):
         tfo.loss_func(label_smoothing=2)
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.01])
+def test_gradients_are_clipped_by_ours_and_as_the_host_does(
+    max_grad_norm: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if the host no longer asks the two private methods that are overridden."""
+    asked: list[float] = []
+
+    def clip(parameters: Any, max_norm: float = math.inf) -> torch.Tensor:
+        asked.append(max_norm)
+        return tfo.clip_grad_norm(parameters, max_norm)
+
+    monkeypatch.setattr("hf_tfopt.trainer.clip_grad_norm", clip)
+    norms, weights = [], []
+    for kind in (Trainer, tfo.TfoptTrainer):
+        options = {"objective": None} if kind is tfo.TfoptTrainer else {}
+        args = arguments(tmp_path, max_grad_norm=max_grad_norm)
+        trainer = kind(tiny("bert"), args, train_dataset=Rows(12), **options)
+        trainer.train()
+        logged = [e["grad_norm"] for e in trainer.state.log_history if "grad_norm" in e]
+        norms.append(logged)
+        weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+    assert asked == [max_grad_norm or math.inf] * 3
+    # sums in another order, fp32
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-5, atol=1e-6)
