@@ -9,6 +9,7 @@ from hf_tfopt.registry import Lazy, Registry
 OPTIMIZERS = Registry(
     "optimizer",
     {
+        "adafactor": Lazy("hf_tfopt.optimizers.adafactor:Adafactor"),
         "adam": Lazy("hf_tfopt.optimizers.from_torch:adam"),
         "adamw": Lazy("hf_tfopt.optimizers.from_torch:adamw"),
         "lamb": Lazy("hf_tfopt.optimizers.lamb:Lamb"),

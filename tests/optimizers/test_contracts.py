@@ -18,6 +18,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lamb": {"lr": 2e-2, "weight_decay": 0.01},
     "lion": {"lr": 1e-2, "weight_decay": 0.01},
     "muon": {"lr": 2e-2, "weight_decay": 0.01},
+    "adafactor": {"lr": 0.1, "weight_decay": 0.01},
     "schedule_free": {"lr": 3e-2, "weight_decay": 0.01},
 }
 
