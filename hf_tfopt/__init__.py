@@ -44,6 +44,11 @@ _EXPORTS = {
     "schedule": "hf_tfopt.schedules.for_trainer",
     "build_scheduler": "hf_tfopt.schedules.for_trainer",
     "SCHEDULES": "hf_tfopt.schedules",
+    # callbacks: monitors watch, interventions do one named thing
+    "AdaptiveWeightDecay": "hf_tfopt.callbacks.weight_decay",
+    "EvaluationWeights": "hf_tfopt.callbacks.evaluation_weights",
+    "GroupRates": "hf_tfopt.callbacks.group_rates",
+    "CALLBACKS": "hf_tfopt.callbacks",
     # trainer: the few overrides that have no constructor slot
     "TfoptMixin": "hf_tfopt.trainer",
     "TfoptTrainer": "hf_tfopt.trainer",

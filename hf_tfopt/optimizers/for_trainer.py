@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hf_tfopt.optimizers import OPTIMIZERS
-from hf_tfopt.optimizers.param_groups import param_groups
+from hf_tfopt.optimizers.param_groups import check_group_options, param_groups
 from hf_tfopt.registry import nearest
 
 
@@ -43,7 +43,10 @@ def optimizer(
         ValueError: for a number outside its range.
     """
     # the Trainer builds it when training starts; what is wrong is to be said now
-    build_optimizer(nn.Linear(2, 2), name, lr, **options)
+    for_groups, for_entry = _divided(name, options)
+    check_group_options(lr, **for_groups)
+    decay = {key: value for key, value in for_groups.items() if key == "weight_decay"}
+    build_optimizer(nn.Linear(2, 2), name, lr, **decay, **for_entry)
     return OptimizerFactory, {"name": name, "lr": lr, **options}
 
 
@@ -65,6 +68,12 @@ def build_optimizer(
         TypeError: for an unknown option, with the nearest right one.
         ValueError: for a number outside its range, or a model with nothing to train.
     """
+    for_groups, for_entry = _divided(name, options)
+    return OPTIMIZERS[name](param_groups(model, lr, **for_groups), lr, **for_entry)
+
+
+def _divided(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of `param_groups`, and those of the optimizer alone."""
     entry = OPTIMIZERS[name]
     of_groups = set(inspect.signature(param_groups).parameters) - {"model", "lr"}
     of_entry = set(inspect.signature(entry).parameters) - {"params", "lr"}
@@ -76,5 +85,4 @@ def build_optimizer(
                 f"options: {', '.join(known)}"
             )
     for_groups = {key: value for key, value in options.items() if key in of_groups}
-    for_entry = {key: value for key, value in options.items() if key not in of_groups}
-    return entry(param_groups(model, lr, **for_groups), lr, **for_entry)
+    return for_groups, {key: value for key, value in options.items() if key not in of_groups}

@@ -101,9 +101,7 @@ def param_groups(
     Paper: for the layers' rates, Howard and Ruder 2018, ULMFiT, https://arxiv.org/abs/1801.06146,
         section 3.2, and Clark et al. 2020, ELECTRA, https://arxiv.org/abs/2003.10555, table 7.
     """
-    check_positive("lr", lr)
-    check_not_negative("weight_decay", weight_decay)
-    _check_layer_decay(layer_decay)
+    check_group_options(lr, weight_decay, layer_decay=layer_decay, multipliers=multipliers)
     kept = {"vectors"} if decay_embeddings else {"vectors", "embeddings"}
     places = named_places(model)
     distances = {name: place.distance if layer_decay != 1 else 0 for name, place in places.items()}
@@ -140,6 +138,30 @@ def param_groups(
     return list(groups.values())
 
 
+def check_group_options(
+    lr: float,
+    weight_decay: float = 0.0,
+    *,
+    decay_embeddings: bool = True,
+    layer_decay: float = 1.0,
+    multipliers: Mapping[str, float] | None = None,
+) -> None:
+    """Raise ValueError for what is wrong with the options of `param_groups` for every model."""
+    check_positive("lr", lr)
+    check_not_negative("weight_decay", weight_decay)
+    check_positive("layer_decay", layer_decay)
+    if layer_decay > 1:
+        raise ValueError(f"layer_decay must be above 0 and at most 1, got {layer_decay!r}")
+    for pattern, value in (multipliers or {}).items():
+        check_positive(f"multipliers[{pattern!r}]", value)
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"multipliers: {pattern!r} is no regular expression: {error}"
+            ) from error
+
+
 def first_matches(
     names: Iterable[str], places: Mapping[str, Place], multipliers: Mapping[str, float]
 ) -> dict[str, float]:
@@ -151,11 +173,8 @@ def first_matches(
         multipliers: pattern -> number above 0.
 
     Raises:
-        ValueError: a number out of range, no regular expression, or a pattern that no name is
-            left for, with the nearest part.
+        ValueError: a pattern that no name is left for, with the nearest part.
     """
-    for pattern, value in multipliers.items():
-        check_positive(f"multipliers[{pattern!r}]", value)
     found: dict[str, float] = {}
     used: set[str] = set()
     for name in names:
@@ -176,16 +195,7 @@ def first_matches(
 def _matches(pattern: str, name: str, place: Place) -> bool:
     if pattern in get_args(Part):
         return place.part == pattern
-    try:
-        return re.search(pattern, name) is not None
-    except re.error as error:
-        raise ValueError(f"multipliers: {pattern!r} is no regular expression: {error}") from error
-
-
-def _check_layer_decay(layer_decay: float) -> None:
-    check_positive("layer_decay", layer_decay)
-    if layer_decay > 1:
-        raise ValueError(f"layer_decay must be above 0 and at most 1, got {layer_decay!r}")
+    return re.search(pattern, name) is not None
 
 
 def _owners(model: nn.Module) -> dict[nn.Parameter, list[nn.Module]]:

@@ -1,6 +1,6 @@
 """Clipping and a step of AdamW on BERT-base's gradients: ours against the host's way.
 
-Claim: clipping by a global norm that is rarely reached, and the step of torch's fused AdamW, take at
+Claim: clipping by a global norm that is rarely reached, and a step of torch's fused AdamW, take at
 most 1.2 times the step alone. The host's way (`accelerator.clip_grad_norm_`) is
 `torch.nn.utils.clip_grad_norm_`. Sides take turns in one process on the same gradients, with the C
 allocator set alike; ratios are those of medians. "clipped" has a norm that is reached every time.

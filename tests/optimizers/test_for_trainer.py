@@ -153,3 +153,23 @@ def test_options_reach_the_groups_and_the_optimizer() -> None:
 def test_mistakes_are_refused_before_there_is_a_model(name, options, error, words) -> None:
     with pytest.raises(error, match=words):
         tfo.optimizer(name, **{"lr": 1e-3, **options})
+
+
+def test_what_depends_on_the_model_waits_for_it(tmp_path: Path) -> None:
+    """Layers and names are looked for when training starts; their numbers at once."""
+    description = tfo.optimizer("lamb", lr=2e-3, layer_decay=0.9, multipliers={r"predictions": 2.0})
+    run = Trainer(
+        model(),
+        TrainingArguments(str(tmp_path), max_steps=2, report_to=[], use_cpu=True),
+        train_dataset=Counting(),
+        optimizer_cls_and_kwargs=description,
+    )
+    run.train()
+    rates = {group["initial_lr"] for group in run.optimizer.param_groups}
+    assert rates == {2e-3 * 2.0, *(2e-3 * 0.9**distance for distance in (0, 1, 2))} - {2e-3}
+    with pytest.raises(ValueError, match="layer_decay must be above 0 and at most 1"):
+        tfo.optimizer("lamb", lr=2e-3, layer_decay=1.5)
+    with pytest.raises(ValueError, match="is no regular expression"):
+        tfo.optimizer("lamb", lr=2e-3, multipliers={"layer[": 2.0})
+    with pytest.raises(ValueError, match=r"multipliers\['head'\] must be a number above 0"):
+        tfo.optimizer("lamb", lr=2e-3, multipliers={"head": -1})
