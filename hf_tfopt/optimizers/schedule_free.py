@@ -8,6 +8,9 @@ from torch import Tensor
 
 from hf_tfopt.optimizers.adamw import as_groups
 from hf_tfopt.optimizers.checks import check_betas, check_not_negative, check_positive
+from hf_tfopt.registry import Lazy
+
+_ADAMW = Lazy("schedulefree:AdamWScheduleFree", extra="schedulefree")
 
 
 def schedule_free(
@@ -61,7 +64,7 @@ def schedule_free(
     check_not_negative("lr_power", lr_power)
     _check_steps(warmup_steps)
     groups, _ = as_groups(params)
-    return _package().AdamWScheduleFree(
+    return _ADAMW.load()(
         groups,
         lr=lr,
         weight_decay=weight_decay,
@@ -80,11 +83,3 @@ def _check_steps(warmup_steps: Any) -> None:
             f"warmup_steps must be a whole number of steps, got {warmup_steps!r}: Schedule-Free "
             "does not know how long the run is, so it takes no share of it"
         )
-
-
-def _package() -> Any:
-    try:
-        import schedulefree
-    except ImportError as error:
-        raise ImportError("schedule_free needs: pip install 'hf-tfopt[schedulefree]'") from error
-    return schedulefree
