@@ -13,7 +13,14 @@ from transformers.trainer_utils import unwrap_peft_model
 from hf_tfopt.losses.for_trainer import loss_func
 from hf_tfopt.losses.reduction import IGNORE_INDEX
 from hf_tfopt.schedules.for_trainer import ScheduleSpec
-from hf_tfopt.trainer import TfoptMixin, adopt_collator, checked_schedule, own_scheduler
+from hf_tfopt.slots import (
+    adopt_collator,
+    adopt_evaluation_weights,
+    checked_schedule,
+    own_scheduler,
+    refuse_what_deepspeed_drops,
+)
+from hf_tfopt.trainer import TfoptMixin
 
 
 def attach(
@@ -55,7 +62,9 @@ def attach(
         )
     if schedule is not None:
         _attach_schedule(trainer, checked_schedule(trainer, schedule))
+    refuse_what_deepspeed_drops(trainer)
     adopt_collator(trainer)
+    adopt_evaluation_weights(trainer)
     if trainer.compute_loss_func is None and not has_objective:
         _adapt_collator(trainer)
         trainer.compute_loss_func = loss or loss_func("cross_entropy")

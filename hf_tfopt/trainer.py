@@ -7,15 +7,22 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
+from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import unwrap_peft_model
 
 from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum, add, combine, divide
 from hf_tfopt.objectives.base import Objective
 from hf_tfopt.objectives.language_modeling import LanguageModeling
 from hf_tfopt.optimizers.clipping import clip_grad_norm
-from hf_tfopt.schedules.for_trainer import ScheduleSpec, build_scheduler
-from hf_tfopt.schedules.for_trainer import schedule as schedule_named
+from hf_tfopt.schedules.for_trainer import ScheduleSpec
+from hf_tfopt.slots import (
+    adopt_collator,
+    adopt_evaluation_weights,
+    checked_schedule,
+    filled_optimizer,
+    own_scheduler,
+    refuse_what_deepspeed_drops,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +54,7 @@ class TfoptMixin(Trainer):
     ):
         super().__init__(*args, **kwargs)
         self.schedule = None if schedule is None else checked_schedule(self, schedule)
+        refuse_what_deepspeed_drops(self)
         self._is_auto = objective == "auto"
         if isinstance(objective, str) and not self._is_auto:
             raise ValueError(
@@ -60,11 +68,17 @@ class TfoptMixin(Trainer):
         if self.objective is not None:
             self.loss_is_scaled_for_ga = True  # read by the host's training_step
         adopt_collator(self)
+        adopt_evaluation_weights(self)
 
     def _auto_objective(self) -> Objective | None:
         has_own_way = self.compute_loss_func is not None or self.label_smoother is not None
         embedding = getattr(self._module(), "get_output_embeddings", lambda: None)()
         return None if has_own_way or embedding is None else LanguageModeling()
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The host's; `tfo.optimizer(name, lr=None)` gets the arguments' `learning_rate`."""
+        with filled_optimizer(self):
+            return super().create_optimizer(model)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -229,45 +243,6 @@ class TfoptTrainer(TfoptMixin):
 
 class TfoptSeq2SeqTrainer(TfoptMixin, Seq2SeqTrainer):
     """`transformers.Seq2SeqTrainer` with exact losses at the head; see `TfoptMixin`."""
-
-
-def checked_schedule(trainer: Any, schedule: ScheduleSpec | str) -> ScheduleSpec:
-    """The schedule, unless the TrainingArguments ask for one too, which would be ignored."""
-    args = trainer.args
-    for name, default in (("warmup_steps", 0), ("lr_scheduler_kwargs", None)):
-        if (getattr(args, name) or default) != default:
-            raise ValueError(
-                f"args.{name}={getattr(args, name)!r} would silently be ignored beside schedule=; "
-                f"leave it out, and give tfo.schedule(name, warmup_steps=..., ...) what it needs"
-            )
-    if trainer.lr_scheduler is not None:
-        raise ValueError("the trainer was given a scheduler already (optimizers=...)")
-    return schedule_named(schedule) if isinstance(schedule, str) else schedule
-
-
-def own_scheduler(
-    trainer: Any,
-    schedule: ScheduleSpec,
-    num_training_steps: int,
-    optimizer: torch.optim.Optimizer | None = None,
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """What `Trainer.create_scheduler` does (5.23, trainer.py:1347), with a schedule of ours."""
-    if trainer.lr_scheduler is None:
-        trainer.lr_scheduler = build_scheduler(
-            trainer.optimizer if optimizer is None else optimizer, schedule, num_training_steps
-        )
-        trainer._created_lr_scheduler = True  # a second train() makes a new one
-    return trainer.lr_scheduler
-
-
-def adopt_collator(trainer: Any) -> None:
-    """Make a collator that is a callback too (it follows the epochs) one of the trainer's own."""
-    collator = trainer.data_collator
-    if not isinstance(collator, TrainerCallback):
-        return
-    if collator not in trainer.callback_handler.callbacks:
-        trainer.callback_handler.callbacks.insert(0, collator)
-        collator.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
 
 
 def _has_targets(batch: Mapping[str, Any]) -> bool:

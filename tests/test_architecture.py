@@ -30,6 +30,7 @@ LAYERS = {
     "hub": 2,
     "run": 2,
     "loss_scaling": 2,
+    "slots": 3,
     "trainer": 3,
     "attachment": 3,
     "recipe": 4,

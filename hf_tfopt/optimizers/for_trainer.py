@@ -15,14 +15,19 @@ class OptimizerFactory:
     """What the Trainer instantiates and calls with the model it trains (5.23, trainer.py:1307)."""
 
     def __call__(
-        self, model: nn.Module, name: str, lr: float, **options: Any
+        self, model: nn.Module, name: str, lr: float | None, **options: Any
     ) -> torch.optim.Optimizer:
         """Build the optimizer, see `build_optimizer`."""
+        if lr is None:
+            raise ValueError(
+                "lr=None takes the learning_rate of the TrainingArguments, which a stock Trainer "
+                "does not tell: use TfoptTrainer or the mixin, or give the lr itself"
+            )
         return build_optimizer(model, name, lr, **options)
 
 
 def optimizer(
-    name: str, lr: float, **options: Any
+    name: str, lr: float | None, **options: Any
 ) -> tuple[type[OptimizerFactory], dict[str, Any]]:
     """Describe an optimizer for `Trainer(optimizer_cls_and_kwargs=...)`, which builds it.
 
@@ -31,7 +36,8 @@ def optimizer(
 
     Args:
         name: an entry of `OPTIMIZERS`.
-        lr: learning rate, above 0.
+        lr: learning rate, above 0; None: `TrainingArguments.learning_rate`, with TfoptTrainer or
+            the mixin only, so that a hyperparameter search can set it.
         options: those of `param_groups` and of the optimizer.
 
     Returns:
@@ -44,9 +50,10 @@ def optimizer(
     """
     # the Trainer builds it when training starts; what is wrong is to be said now
     for_groups, for_entry = _divided(name, options)
-    check_group_options(lr, **for_groups)
+    some_lr = 1.0 if lr is None else lr
+    check_group_options(some_lr, **for_groups)
     decay = {key: value for key, value in for_groups.items() if key == "weight_decay"}
-    build_optimizer(nn.Linear(2, 2), name, lr, **decay, **for_entry)
+    build_optimizer(nn.Linear(2, 2), name, some_lr, **decay, **for_entry)
     return OptimizerFactory, {"name": name, "lr": lr, **options}
 
 

@@ -1,0 +1,116 @@
+"""What fits into the slots of a host's Trainer: checked, so that nothing is dropped silently."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from hf_tfopt.callbacks.evaluation_weights import EvaluationWeights
+from hf_tfopt.optimizers.for_trainer import OptimizerFactory
+from hf_tfopt.schedules.for_trainer import ScheduleSpec, build_scheduler
+from hf_tfopt.schedules.for_trainer import schedule as schedule_named
+
+# what a search may change in the arguments, and an optimizer or schedule of ours does not read
+NOT_READ_BY_OPTIMIZERS = ("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim")
+NOT_READ_BY_SCHEDULES = ("lr_scheduler_type", "warmup_steps", "lr_scheduler_kwargs")
+
+
+def checked_schedule(trainer: Any, schedule: ScheduleSpec | str) -> ScheduleSpec:
+    """The schedule, unless the TrainingArguments ask for one too, which would be ignored."""
+    args = trainer.args
+    for name, default in (("warmup_steps", 0), ("lr_scheduler_kwargs", None)):
+        if (getattr(args, name) or default) != default:
+            raise ValueError(
+                f"args.{name}={getattr(args, name)!r} would silently be ignored beside schedule=; "
+                f"leave it out, and give tfo.schedule(name, warmup_steps=..., ...) what it needs"
+            )
+    if trainer.lr_scheduler is not None:
+        raise ValueError("the trainer was given a scheduler already (optimizers=...)")
+    return schedule_named(schedule) if isinstance(schedule, str) else schedule
+
+
+def own_scheduler(
+    trainer: Any,
+    schedule: ScheduleSpec,
+    num_training_steps: int,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """What `Trainer.create_scheduler` does (5.23, trainer.py:1347), with a schedule of ours."""
+    if trainer.lr_scheduler is None:
+        trainer.lr_scheduler = build_scheduler(
+            trainer.optimizer if optimizer is None else optimizer, schedule, num_training_steps
+        )
+        trainer._created_lr_scheduler = True  # a second train() makes a new one
+    return trainer.lr_scheduler
+
+
+def adopt_collator(trainer: Any) -> None:
+    """Make a collator that is a callback too (it follows the epochs) one of the trainer's own."""
+    collator = trainer.data_collator
+    if not isinstance(collator, TrainerCallback):
+        return
+    if collator not in trainer.callback_handler.callbacks:
+        trainer.callback_handler.callbacks.insert(0, collator)
+        collator.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+
+
+def adopt_evaluation_weights(trainer: Any) -> None:
+    """Add `EvaluationWeights`, behind the host's callback that asks for checkpoints."""
+    if not any(isinstance(c, EvaluationWeights) for c in trainer.callback_handler.callbacks):
+        trainer.add_callback(EvaluationWeights())
+
+
+@contextmanager
+def filled_optimizer(trainer: Any) -> Generator[None]:
+    """For its length, an lr of None is the `learning_rate` of the trainer's arguments.
+
+    Raises:
+        ValueError: a search over arguments that the optimizer or the schedule does not read.
+    """
+    given = trainer.optimizer_cls_and_kwargs
+    if given is None or given[0] is not OptimizerFactory:
+        yield
+        return
+    kind, options = given
+    _refuse_a_search_without_effect(trainer, has_own_rate=options["lr"] is not None)
+    if options["lr"] is None:
+        options = {**options, "lr": trainer.args.learning_rate}
+    trainer.optimizer_cls_and_kwargs = kind, options
+    try:
+        yield
+    finally:
+        trainer.optimizer_cls_and_kwargs = given
+
+
+def _refuse_a_search_without_effect(trainer: Any, has_own_rate: bool) -> None:
+    # private in the host (5.23, trainer.py:4600), which tells a trial's numbers nowhere else
+    trial = getattr(trainer, "_trial", None)
+    searched = getattr(trial, "params", trial) or {}
+    ignored = [*NOT_READ_BY_OPTIMIZERS, *(["learning_rate"] if has_own_rate else [])]
+    if getattr(trainer, "schedule", None) is not None:
+        ignored += NOT_READ_BY_SCHEDULES
+    for name in ignored:
+        if name in searched:
+            raise ValueError(
+                f"the search over {name} would have no effect: the optimizer and the schedule have "
+                "numbers of their own; search over learning_rate alone, with "
+                "tfo.optimizer(name, lr=None)"
+            )
+
+
+def refuse_what_deepspeed_drops(trainer: Any) -> None:
+    """Raise ValueError for an optimizer or schedule that a DeepSpeed configuration replaces."""
+    if not trainer.is_deepspeed_enabled:
+        return
+    config = trainer.args.hf_deepspeed_config.config
+    has_optimizer = (trainer.optimizer, trainer.optimizer_cls_and_kwargs) != (None, None)
+    has_schedule = (trainer.lr_scheduler, getattr(trainer, "schedule", None)) != (None, None)
+    for section, is_given in (("optimizer", has_optimizer), ("scheduler", has_schedule)):
+        if is_given and section in config:
+            raise ValueError(
+                f"the DeepSpeed configuration has a section {section!r}, in whose favour the "
+                f"host drops the trainer's own; take the section out of the configuration, or "
+                f"leave the trainer's out"
+            )
