@@ -22,6 +22,9 @@ _LOAD_RECIPE = Lazy("hf_tfopt.recipe.command_line:recipe_from_command_line")
 _EXPLAIN = Lazy("hf_tfopt.recipe.explanation:explain")
 _WRITE_REPORT = Lazy("hf_tfopt.report:write_report")
 _WRITE_CARD = Lazy("hf_tfopt.hub:write_card")
+_LAB_USAGE = Lazy("hf_tfopt.lab.settings:usage")
+_LAB_REQUEST = Lazy("hf_tfopt.lab.settings:read_request")
+_LAB = Lazy("hf_tfopt.lab.commands:lab")
 
 
 def _summary(entry: object) -> str:
@@ -62,6 +65,14 @@ def _card(arguments: argparse.Namespace) -> None:
     print(_WRITE_CARD.load()(arguments.run))
 
 
+def _lab(arguments: argparse.Namespace) -> None:
+    if not arguments.words or {"-h", "--help"} & {*arguments.words}:
+        print(_LAB_USAGE.load()())
+        return
+    request = _LAB_REQUEST.load()(arguments.words)  # mistakes are answered before torch is there
+    _LAB.load()(request)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-tfopt", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -87,6 +98,15 @@ def _parser() -> argparse.ArgumentParser:
     card = commands.add_parser("card", help="make the model card, README.md, of a run again")
     card.add_argument("run", metavar="RUN", help="a run's output folder")
     card.set_defaults(command=_card)
+
+    lab = commands.add_parser("lab", help="compare optimizers or schedules; find a learning rate")
+    lab.add_argument(
+        "words",
+        nargs=argparse.REMAINDER,
+        metavar="{optimizers,schedules,lr-range} ...",
+        help="`hf-tfopt lab` alone tells more",
+    )
+    lab.set_defaults(command=_lab)
     return parser
 
 

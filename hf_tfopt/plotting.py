@@ -103,30 +103,39 @@ def curves(
     panels = [panel for panel in PANELS if any(_has(history, panel) for history in runs.values())]
     if not panels:
         return False
-    columns = min(num_columns, len(panels))
-    rows = math.ceil(len(panels) / columns)
+    figure, places = new_figure(len(panels), theme, num_columns)
+    for axes, panel in zip(places, panels, strict=True):
+        _draw(axes, panel, runs, theme)
+    if len(runs) > 1:
+        legend_below(figure, places[0], theme)
+    save_figure(figure, target)
+    return True
+
+
+def new_figure(num_panels: int, theme: Theme, num_columns: int = 2) -> tuple[Figure, list[Axes]]:
+    """An empty figure and the places of its pictures, row by row."""
+    columns = min(num_columns, num_panels)
+    rows = math.ceil(num_panels / columns)
     figure = Figure(
         figsize=(5 * columns, 3.1 * rows + 0.2), facecolor=theme.paper, layout="constrained"
     )
     FigureCanvasAgg(figure)
     grid: Any = figure.subplots(rows, columns, squeeze=False)
-    for index, axes in enumerate(grid.flat):
-        if index < len(panels):
-            _draw(axes, panels[index], runs, theme)
-        else:
-            axes.set_axis_off()
-    if len(runs) > 1:
-        handles, labels = grid.flat[0].get_legend_handles_labels()
-        figure.legend(
-            handles,
-            labels,
-            loc="outside lower center",
-            ncols=3,
-            frameon=False,
-            labelcolor=theme.ink,
-        )
-    figure.savefig(target, format="png", dpi=140, facecolor=theme.paper)
-    return True
+    for axes in grid.flat[num_panels:]:
+        axes.set_axis_off()
+    return figure, list(grid.flat[:num_panels])
+
+
+def legend_below(figure: Figure, axes: Axes, theme: Theme) -> None:
+    """One legend for the whole figure, of what is labelled in one of its pictures."""
+    handles, labels = axes.get_legend_handles_labels()
+    place: Any = "outside lower center"
+    figure.legend(handles, labels, loc=place, ncols=3, frameon=False, labelcolor=theme.ink)
+
+
+def save_figure(figure: Figure, target: str | Path | IO[bytes]) -> None:
+    """Write the figure as a PNG."""
+    figure.savefig(target, format="png", dpi=140, facecolor=figure.get_facecolor())
 
 
 def _all_steps(runs: Mapping[str, History]) -> list[np.ndarray]:
@@ -140,7 +149,8 @@ def _has(history: History, panel: Panel) -> bool:
 
 
 def _draw(axes: Axes, panel: Panel, runs: Mapping[str, History], theme: Theme) -> None:
-    _dress(axes, panel, theme)
+    dress(axes, panel.title, theme, is_log=panel.is_log)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
     last = max((int(steps[-1]) for steps in _all_steps(runs)), default=1)
     axes.set_xlim(0, last * 1.06)  # room for the note at the last point
     for index, (name, history) in enumerate(runs.items()):
@@ -179,19 +189,21 @@ def _note_last(axes: Axes, steps: np.ndarray, values: np.ndarray, color: str) ->
     )
 
 
-def _dress(axes: Axes, panel: Panel, theme: Theme) -> None:
+def dress(
+    axes: Axes, title: str, theme: Theme, x_label: str = "step", is_log: bool = False
+) -> None:
+    """Title, colours, grid and scales of one picture."""
     axes.set_facecolor(theme.paper)
-    axes.set_title(panel.title, fontsize=10, loc="left", color=theme.ink)
-    axes.set_xlabel("step", fontsize=9, color=theme.ink)
+    axes.set_title(title, fontsize=10, loc="left", color=theme.ink)
+    axes.set_xlabel(x_label, fontsize=9, color=theme.ink)
     axes.tick_params(colors=theme.ink, labelsize=8, which="both")
     axes.grid(True, color=theme.grid, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.margins(y=0.1)
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(theme.grid)
-    if panel.is_log:
+    if is_log:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

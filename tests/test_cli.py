@@ -50,6 +50,9 @@ def test_explain_shows_every_group_of_a_recipe(capsys):
         (["explain", "bert-mini", "--learning_rte", "1"], "did you mean 'learning_rate'?"),
         (["report", "nowhere"], "nowhere holds no finished run"),
         (["card", "nowhere"], "nowhere holds no finished run"),
+        (["lab", "optimisers"], "did you mean 'optimizers'?"),
+        (["lab", "optimizers", "adamw", "lam"], "did you mean 'lamb'?"),
+        (["lab", "lr-range", "--lowest", "0"], "lowest: got 0.0, must be above 0"),
     ],
 )
 def test_a_mistake_ends_in_one_line_and_code_2(words, told, capsys):
@@ -79,3 +82,23 @@ def test_help_is_quick_because_it_imports_nothing_heavy():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "report" in out.stdout and out.stdout.endswith("set()\n")
+
+
+@pytest.mark.parametrize("words", [["lab"], ["lab", "optimizers", "adamw", "--help"]])
+def test_lab_tells_how_it_is_used(words, capsys):
+    main(words)
+    told = capsys.readouterr().out
+    assert all(flag in told for flag in ("--rates", "--spacing", "--lowest", "--highest"))
+    assert "hf-tfopt lab schedules linear cosine" in told
+
+
+def test_a_mistake_of_the_lab_is_answered_before_torch_is_imported():
+    code = (
+        "import sys\n"
+        "from hf_tfopt.cli import main\n"
+        "try: main(['lab', 'optimizers', 'adamw', 'lam'])\n"
+        "except SystemExit: pass\n"
+        "print({'torch', 'transformers', 'datasets'} & {*sys.modules})\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "did you mean 'lamb'?" in out.stderr and out.stdout == "set()\n"
