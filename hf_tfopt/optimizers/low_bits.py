@@ -111,9 +111,10 @@ def adamw_8bit_torchao(
 
     θ ← θ - lr·λ·θ - lr·m̂ / (√v̂ + ε), m and v being rounded after each step, with a scale for each
     256. Tensors of fewer than 4096 numbers, or of no multiple of 256, keep a state in their own
-    precision. It is compiled in the first step (needs a C++ compiler on a CPU). The states are
-    tensors of a class of torchao's, for `torch.load(weights_only=True)` once torchao is imported,
-    which building the optimizer does; each group's lr is a tensor.
+    precision. The step is compiled (which needs a C++ compiler on a CPU), and again for each new
+    weight_decay or betas of a group: leave those as they are; the lr is a tensor in each group.
+    States are tensors of a class of torchao's, which `torch.load(weights_only=True)` knows once
+    torchao is imported, as it is by building the optimizer.
 
     Args:
         params: tensors, or groups such as `param_groups` gives.

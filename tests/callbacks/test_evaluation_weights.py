@@ -31,10 +31,10 @@ class Points(Dataset):
 
 
 class Classifier(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = 16) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 5))
+        self.layers = nn.Sequential(nn.Linear(5, width), nn.Tanh(), nn.Linear(width, 5))
 
     def forward(self, points: Tensor, labels: Tensor) -> dict[str, Tensor]:
         logits = self.layers(points)

@@ -1,13 +1,17 @@
 import sys
+from contextlib import nullcontext
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import Trainer, TrainingArguments
 
 import hf_tfopt as tfo
 from hf_tfopt.cli import main
+from tests.callbacks.test_evaluation_weights import Classifier, Points
 
 EXTRAS = {
     "adamw_8bit": "quantization",
@@ -131,6 +135,42 @@ def test_torchaos_state_is_small_and_follows_adamw(name, bits, largest) -> None:
     assert num_bytes * 8 / 4096 == bits
     small = rounded.state[models[1].layers[2].weight]["exp_avg"]
     assert type(small) is torch.Tensor
+
+
+def trainer(folder: Path, name: str) -> Trainer:
+    arguments = TrainingArguments(
+        str(folder),
+        max_steps=6,
+        save_steps=3,
+        per_device_train_batch_size=8,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    model = Classifier(width=1024)
+    optimizer = tfo.optimizer(name, lr=1e-2, weight_decay=0.1)
+    return Trainer(model, arguments, train_dataset=Points(), optimizer_cls_and_kwargs=optimizer)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("adamw_8bit", "lion_8bit"),
+        *(pytest.param(name, marks=[needs_torchao, quietly]) for name in BITS),
+    ],
+)
+def test_the_trainer_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
+    with torch.compiler.set_stance("force_eager") if name in BITS else nullcontext():
+        whole = trainer(tmp_path, name)
+        whole.train()
+        resumed = trainer(tmp_path, name)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
+    assert all(one.equal(other) for one, other in pairs)
+    matrix = whole.optimizer.state[whole.model.layers[0].weight]
+    kinds = {type(value).__name__ for value in matrix.values()}
+    is_8bit = torch.uint8 in {value.dtype for value in matrix.values() if torch.is_tensor(value)}
+    assert is_8bit or kinds & {"OptimState8bit", "OptimState4bit"}
 
 
 @needs_torchao
