@@ -19,6 +19,10 @@ class EvaluationWeights(TrainerCallback):
 
     It must come after the callbacks that ask for a checkpoint; the host's own comes first. A
     learning rate that falls is warned of, once in a run: the average stands for the decay.
+
+    Raises:
+        ValueError: when training begins, where an engine trains joined copies of the weights
+            (DeepSpeed ZeRO): the model's own would stay y.
     """
 
     def __init__(self) -> None:
@@ -29,10 +33,18 @@ class EvaluationWeights(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
         """Warn anew."""
         self._has_warned = False
+        for group in _groups(optimizer):
+            if len(group.get("param_names", group["params"])) != len(group["params"]):
+                raise ValueError(
+                    "Schedule-Free changes the model's weights to evaluate and to save them, but "
+                    "an engine trains joined copies (DeepSpeed ZeRO): use DDP or FSDP2, or another "
+                    "optimizer"
+                )
 
     def on_step_end(
         self,
@@ -72,6 +84,11 @@ def _evaluate(optimizer: Any) -> None:
 
 
 def _is_falling(optimizer: Any) -> bool:
-    """Whether a group of Schedule-Free's has a lower rate than it has had."""
+    """Whether a group has a lower rate than it has had."""
+    return any(group["lr"] < group["lr_max"] for group in _groups(optimizer))
+
+
+def _groups(optimizer: Any) -> list[dict[str, Any]]:
+    """The groups of a Schedule-Free optimizer; none of another."""
     groups: list[dict[str, Any]] = getattr(optimizer, "param_groups", [])
-    return any(group["lr"] < group["lr_max"] for group in groups if "lr_max" in group)
+    return [group for group in groups if "lr_max" in group]

@@ -1,6 +1,6 @@
 """Adafactor: AdamW's second average kept as its rows and columns, and steps relative to weights."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,7 +42,8 @@ class Adafactor(WideStateOptimizer):
         eps: ε₁, added to g², and ε₂, the smallest RMS(θ); above 0.
 
     Raises:
-        ValueError: for a number outside its range, or warmup_init without relative_step.
+        ValueError: for a number outside its range, warmup_init without relative_step, or parameters
+            that an engine has flattened (DeepSpeed ZeRO, FSDP1): their rows and columns are lost.
 
     Paper: Shazeer and Stern 2018, Adafactor, https://arxiv.org/abs/1804.04235, algorithms 4 to 6.
         Differs: it has no weight decay, and no lr.
@@ -89,6 +90,7 @@ class Adafactor(WideStateOptimizer):
 
     def step_group(self, trained: list[Tensor], group: dict[str, Any]) -> None:
         """Update the parameters of a group that have a gradient."""
+        _check_whole(group)
         options = {key: group[key] for key in self._options}
         for parameter in trained:
             state = self.state[parameter]
@@ -195,3 +197,14 @@ def _check_eps(eps: Sequence[float]) -> None:
         raise ValueError(f"eps must be two numbers, of g² and of RMS(θ), got {eps!r}")
     for index, number in enumerate(eps):
         check_positive(f"eps[{index}]", number)
+
+
+def _check_whole(group: Mapping[str, Any]) -> None:
+    """Refuse what an engine has joined into flat tensors."""
+    names, params = group.get("param_names"), group["params"]
+    is_flat = names is not None and len(names) != len(params)
+    if is_flat or any(type(p).__name__ == "FlatParameter" for p in params):
+        raise ValueError(
+            "Adafactor needs each parameter as a tensor of its own, but an engine has joined them "
+            "(DeepSpeed ZeRO, FSDP1): use DDP or FSDP2, or another optimizer"
+        )

@@ -30,7 +30,8 @@ def adamw_8bit(
 
     θ ← θ - lr·λ·θ - lr·m̂ / (√v̂ + ε), m and v being rounded after each step. A tensor's state is
     in fp32 if it has fewer than `min_8bit_size` numbers, and in groups whose `role` is
-    "embeddings", as the paper advises; a group's own `optim_bits` (8 or 32) goes first.
+    "embeddings", as the paper advises; a group's own `optim_bits` (8 or 32) goes first. On CUDA
+    bitsandbytes waits for the device after each tensor.
 
     Args:
         params: tensors, or groups such as `param_groups` gives; whole, not sharded by FSDP2.

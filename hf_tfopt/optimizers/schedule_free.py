@@ -34,8 +34,8 @@ def schedule_free(
     a constant lr, and `warmup_steps` for a warm-up.
 
     Its state (z and v) has the parameters' precision: v all but stands still in bf16, so train bf16
-    with fp32 weights (autocast). It needs the elements of the model's own tensors: under DeepSpeed
-    ZeRO, which trains copies, the model keeps y.
+    with fp32 weights (autocast). Under DeepSpeed ZeRO, which trains copies, the model would keep y:
+    `EvaluationWeights` refuses it. Leave β₁ as it is: it tells x from y.
 
     Args:
         params: tensors, or groups such as `param_groups` gives.

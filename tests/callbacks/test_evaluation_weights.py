@@ -196,3 +196,18 @@ def test_warns_once_of_a_learning_rate_that_falls(
     run.train()
     said = [record for record in caplog.records if "learning rate falls" in record.getMessage()]
     assert len(said) == num_warnings
+
+
+def test_weights_of_which_an_engine_trains_copies_are_refused(tmp_path) -> None:
+    for name in ("schedule_free", "adamw"):
+        run = trainer(tmp_path, name)
+        optimizer = run.create_optimizer()
+        flat = nn.Parameter(torch.ones(32))  # as ZeRO puts one in the place of a group's parameters
+        group = next(g for g in optimizer.param_groups if len(g["params"]) > 1)
+        group["params"] = [flat]
+        begin = [run.args, run.state, run.control]
+        if name == "adamw":
+            EvaluationWeights().on_train_begin(*begin, optimizer=optimizer)
+        else:
+            with pytest.raises(ValueError, match="an engine trains joined copies"):
+                EvaluationWeights().on_train_begin(*begin, optimizer=optimizer)

@@ -155,6 +155,16 @@ def test_gradients_stay_as_they_were_and_zeros_do_no_harm() -> None:
     assert all(parameter.isfinite().all() for parameter in parameters)
 
 
+def test_parameters_that_an_engine_has_joined_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer = tfo.build_optimizer(model, "adafactor", lr=1e-3)
+    flat = nn.Parameter(torch.ones(32))  # as ZeRO puts one in the place of a group's parameters
+    flat.grad = torch.ones(32)
+    optimizer.param_groups[0]["params"] = [flat]
+    with pytest.raises(ValueError, match="an engine has joined them"):
+        optimizer.step()
+
+
 def test_a_schedule_multiplies_the_relative_step() -> None:
     fast, slow = tensors(), tensors()
     for parameters, lr in ((fast, 1.0), (slow, 0.5)):
