@@ -33,8 +33,9 @@ def schedule_free(
     training steps and evaluations; `EvaluationWeights` does for checkpoints and at the end. Give it
     a constant lr, and `warmup_steps` for a warm-up.
 
-    Its state (z and v) has the parameters' precision: v all but stands still in bf16, so train bf16
-    with fp32 weights (autocast). Under DeepSpeed ZeRO, which trains copies, the model would keep y:
+    Its state (z and v) has the parameters' precision. In bf16 v stops short of the average of g²,
+    as its steps get too small: keep the weights in fp32 and train with autocast. Under DeepSpeed
+    ZeRO, which trains copies of the weights, the model would keep y:
     `EvaluationWeights` refuses it. Leave β₁ as it is: it tells x from y.
 
     Args:
