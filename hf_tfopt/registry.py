@@ -19,6 +19,10 @@ class UnknownNameError(KeyError, ValueError):
         return str(self.args[0])
 
 
+class UnknownOptionError(TypeError, ValueError):
+    """An option that an entry of a table does not take."""
+
+
 @dataclass(frozen=True)
 class Lazy:
     """An entry imported on first use, so that listing a table stays cheap and an extra optional.
@@ -76,12 +80,12 @@ class Registry(Mapping[str, Any]):
         return len(self._entries)
 
     def check_options(self, name: str, options: Iterable[str]) -> Callable[..., Any]:
-        """Return the entry; raises TypeError naming the nearest right option if one is unknown."""
+        """Return the entry; raises UnknownOptionError, naming the nearest right one."""
         target = self[name]
         parameters = inspect.signature(target).parameters
         for option in options:
             if option not in parameters:
-                raise TypeError(
+                raise UnknownOptionError(
                     f"{self.kind} {name!r} has no option {option!r}{nearest(option, parameters)}; "
                     f"options: {', '.join(parameters)}"
                 )

@@ -60,7 +60,9 @@ def prepare(recipe: Recipe, is_resumed: bool) -> Prepared:
     datasets.disable_progress_bars()
     process = PartialState(cpu=recipe.device == "cpu")
     folder = Path(recipe.output_dir)
-    model_config(recipe)  # before the corpus is read: it tells most of what a recipe can get wrong
+    model_config(recipe)  # before the corpus is read: these three tell most of what can be wrong
+    tfo.optimizer(**run_optimizer(recipe))
+    run_schedule(recipe)
     if process.is_main_process:
         claim(folder, is_resumed)
         check_unchanged(folder, dataclasses.asdict(recipe), MAY_CHANGE_ON_RESUME)

@@ -3,11 +3,15 @@ from typing import get_args
 
 import pytest
 import yaml
+from transformers import AutoModelForMaskedLM
 
 from hf_tfopt.data.local_files import TextUnit
+from hf_tfopt.optimizers.for_trainer import build_optimizer, optimizer
 from hf_tfopt.presets import PRESETS
 from hf_tfopt.recipe.command_line import recipe_from_command_line, recipe_or_exit
+from hf_tfopt.recipe.host_arguments import run_optimizer, run_schedule
 from hf_tfopt.recipe.keys import RATES_OVER_TIME, TEXT_UNITS, Recipe, load_recipe
+from hf_tfopt.recipe.masked_lm import model_config
 from hf_tfopt.recipe.typed_values import described, kinds, parse_flags
 from hf_tfopt.schedules import SCHEDULES
 
@@ -97,6 +101,8 @@ def test_flags_lie_over_the_file_and_the_file_over_its_preset(recipe_file):
         ("tokenizer: a/b\nvocab_size: 64", ["vocab_size", "new tokenizer"]),
         ("initialization: corpora", ["'corpora'", "did you mean 'corpus'?"]),
         ("model: a/b\ninitialization: corpus", ["initialization", "new model"]),
+        ("layer_decay: 1.5", ["1.5", "at most 1"]),
+        ("multipliers: 2", ["2", "a mapping such as {name: value"]),
     ],
 )
 def test_a_wrong_line_is_answered_with_what_would_be_right(line, told, recipe_file):
@@ -123,6 +129,9 @@ def test_a_wrong_line_is_answered_with_what_would_be_right(line, told, recipe_fi
         (["--seed", "1", "--seed=2"], ["--seed is given twice"]),
         (["--resume=true"], ["--resume takes no value"]),
         (["--seed", "-1"], ["seed", "-1", "0 or above"]),
+        (["--multipliers", "head"], ["multipliers", "'head'", "a mapping"]),
+        (["--multipliers", "{head: 1, head: 2}"], ["head is given twice"]),
+        (["--multipliers", "{head"], ["--multipliers is not YAML"]),
     ],
 )
 def test_a_wrong_command_line_is_answered_with_what_would_be_right(words, told):
@@ -210,3 +219,47 @@ def test_a_script_answers_help_and_mistakes_and_ends(capsys):
     )
     with pytest.raises(SystemExit, match=r"error: .*did you mean 'bert-mini'") as end:
         recipe_or_exit(["bert-mni"], "")
+
+
+def test_the_options_of_optimizer_and_schedule_reach_them():
+    recipe = load_recipe(
+        "bert-tiny",
+        {
+            "optimizer": "adamw",
+            "learning_rate": "0.01",
+            "layer_decay": "0.9",
+            "multipliers": "{head: 2}",
+            "optimizer_options": "{betas: [0.8, 0.9], cautious: true}",
+            "schedule": "cosine",
+            "schedule_options": "{floor: 0.1}",
+        },
+    )
+    model = AutoModelForMaskedLM.from_config(model_config(recipe))
+    built = build_optimizer(model, **run_optimizer(recipe))
+    rates = {group["name"]: group["lr"] for group in built.param_groups}
+    assert rates["head.matrices*2"] == pytest.approx(0.02)
+    assert min(rates.values()) == pytest.approx(0.01 * 0.9 ** (recipe.num_hidden_layers + 1))
+    assert built.defaults["cautious"] is True
+    assert built.defaults["betas"] == (0.8, 0.9)
+    assert run_schedule(recipe).floor == 0.1
+    assert load_recipe_again(recipe) == recipe
+
+
+def load_recipe_again(recipe):
+    return Recipe(**yaml.safe_load(recipe.to_yaml()))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ({"optimizer_options": "{weight_decay: 1}"}, "weight_decay has a key of its own"),
+        ({"schedule_options": "{warmup_steps: 1}"}, "warmup_steps has a key of its own"),
+        ({"optimizer_options": "{momentm: 0.9}"}, "did you mean 'momentum'"),
+        ({"schedule_options": "{flor: 0.1}"}, "did you mean 'floor'"),
+    ],
+)
+def test_options_that_nobody_takes_are_refused(overrides, told):
+    recipe = load_recipe("bert-mini", overrides)
+    with pytest.raises(ValueError, match=told):
+        optimizer(**run_optimizer(recipe))
+        run_schedule(recipe)

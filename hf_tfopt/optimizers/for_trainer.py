@@ -8,7 +8,7 @@ from torch import nn
 
 from hf_tfopt.optimizers import OPTIMIZERS
 from hf_tfopt.optimizers.param_groups import check_group_options, param_groups
-from hf_tfopt.registry import nearest
+from hf_tfopt.registry import UnknownOptionError, nearest
 
 
 class OptimizerFactory:
@@ -45,7 +45,7 @@ def optimizer(
 
     Raises:
         UnknownNameError: for an unknown name, with the nearest right one.
-        TypeError: for an unknown option, with the nearest right one.
+        UnknownOptionError: for an unknown option, with the nearest right one.
         ValueError: for a number outside its range.
     """
     # the Trainer builds it when training starts; what is wrong is to be said now
@@ -72,7 +72,7 @@ def build_optimizer(
 
     Raises:
         UnknownNameError: for an unknown name, with the nearest right one.
-        TypeError: for an unknown option, with the nearest right one.
+        UnknownOptionError: for an unknown option, with the nearest right one.
         ValueError: for a number outside its range, or a model with nothing to train.
     """
     for_groups, for_entry = _divided(name, options)
@@ -87,7 +87,7 @@ def _divided(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[s
     known = sorted(of_groups | of_entry)
     for option in options:
         if option not in known:
-            raise TypeError(
+            raise UnknownOptionError(
                 f"optimizer {name!r} has no option {option!r}{nearest(option, known)}; "
                 f"options: {', '.join(known)}"
             )

@@ -1,5 +1,6 @@
 """What a recipe stands for: the host's TrainingArguments, the optimizer and the schedule."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -52,19 +53,33 @@ def training_arguments(recipe: Recipe, total_steps: int, device: torch.device) -
 def run_optimizer(recipe: Recipe) -> dict[str, Any]:
     """The arguments of `tfo.optimizer` or `tfo.build_optimizer` that a recipe stands for."""
     adamw = {} if recipe.adamw_learning_rate is None else {"adamw_lr": recipe.adamw_learning_rate}
-    return {
+    keys = {
         "name": recipe.optimizer,
         "lr": recipe.learning_rate,
         "weight_decay": recipe.weight_decay,
+        "layer_decay": recipe.layer_decay,
+        "multipliers": recipe.multipliers,
         **adamw,
     }
+    return keys | _apart("optimizer_options", recipe.optimizer_options, keys)
 
 
 def run_schedule(recipe: Recipe) -> ScheduleSpec:
     """The learning rate over the recipe's run, for `TfoptTrainer(schedule=...)`."""
     decay = recipe.decay_fraction
-    options: dict[str, Any] = {} if decay is None else {"decay_fraction": decay}
-    return schedule(recipe.schedule, recipe.warmup_steps, **options)
+    keys: dict[str, Any] = {} if decay is None else {"decay_fraction": decay}
+    keys["warmup_steps"] = recipe.warmup_steps
+    return schedule(
+        recipe.schedule, **keys, **_apart("schedule_options", recipe.schedule_options, keys)
+    )
+
+
+def _apart(key: str, options: Mapping[str, Any] | None, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an entry, which have no key of their own in the recipe."""
+    for name in options or {}:
+        if name in keys:
+            raise ValueError(f"{key}: {name} has a key of its own in a recipe; set that one")
+    return dict(options or {})
 
 
 def _trackers(names: str) -> list[str]:

@@ -21,6 +21,7 @@ from hf_tfopt.recipe.typed_values import (
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
+    UP_TO_ONE,
     at_least,
     check_fields,
     key,
@@ -51,8 +52,8 @@ _LEARNING_RATES = {"muon": 0.03, "adamw": 2e-3}
 _SETS_ASIDE: dict[str, tuple[str, ...]] = {
     "max_steps": ("num_train_epochs",),
     "num_train_epochs": ("max_steps",),
-    "schedule": ("decay_fraction",),
-    "optimizer": ("learning_rate", "adamw_learning_rate"),
+    "schedule": ("decay_fraction", "schedule_options"),
+    "optimizer": ("learning_rate", "adamw_learning_rate", "optimizer_options"),
     "tokenizer": ("vocab_size",),
 }
 
@@ -105,6 +106,13 @@ class Recipe:
         None, "muon only: of AdamW, for embeddings, norms and biases", POSITIVE
     )
     weight_decay: float = key(0.01, "decay of the weights, not of biases and norms", NOT_NEGATIVE)
+    layer_decay: float = key(1.0, "how much slower each layer learns than the next", UP_TO_ONE)
+    multipliers: Mapping[str, Any] | None = key(
+        None, "of the rates of parts or patterns: {embeddings: 0.5, head: 2}"
+    )
+    optimizer_options: Mapping[str, Any] | None = key(
+        None, "the optimizer's own: {cautious: true, betas: [0.9, 0.98]}"
+    )
     schedule: str = key(
         "warmup_stable_decay", "the learning rate over time", one_of(*RATES_OVER_TIME)
     )
@@ -112,6 +120,7 @@ class Recipe:
     decay_fraction: float | None = key(
         None, "warmup_stable_decay only: last share of the steps, falling to 0", INSIDE_UNIT
     )
+    schedule_options: Mapping[str, Any] | None = key(None, "the schedule's own: {floor: 0.1}")
     max_grad_norm: float = key(1.0, "gradients are clipped to this norm; 0: never", NOT_NEGATIVE)
 
     batch_size: int = key(32, "rows in one forward pass, on each device", POSITIVE)

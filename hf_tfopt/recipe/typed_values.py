@@ -27,6 +27,7 @@ class Check(NamedTuple):
 POSITIVE = Check("above 0", lambda value: value > 0)
 NOT_NEGATIVE = Check("0 or above", lambda value: value >= 0)
 INSIDE_UNIT = Check("above 0 and below 1", lambda value: 0 < value < 1)
+UP_TO_ONE = Check("above 0 and at most 1", lambda value: 0 < value <= 1)
 SHARE = Check("from 0 to below 1", lambda value: 0 <= value < 1)
 
 
@@ -46,17 +47,23 @@ def key(default: Any, summary: str, check: Check | None = None) -> Any:
 
 
 def kinds(cls: type) -> dict[str, tuple[type, bool]]:
-    """Each field's plain type (str, int, float or bool) and whether it may be none."""
+    """Each field's plain type (str, int, float, bool or dict) and whether it may be none."""
     found: dict[str, tuple[type, bool]] = {}
     for name, hint in get_type_hints(cls).items():
         parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         plain = [part for part in parts if part is not NoneType]
         assert len(plain) == 1, f"{name}: {hint} is not a type that a recipe can hold"
-        found[name] = (plain[0], NoneType in parts)
+        found[name] = (dict if get_origin(plain[0]) is Mapping else plain[0], NoneType in parts)
     return found
 
 
-_ARTICLES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_ARTICLES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "a mapping such as {name: value, name: value}",
+}
 
 
 def _wrong(name: str, value: Any, kind: type, optional: bool, hint: str = "") -> ValueError:
@@ -122,6 +129,8 @@ def value_from_text(name: str, text: str, kind: type, optional: bool = False) ->
         if text.lower() not in ("true", "false"):
             raise _wrong(name, text, kind, optional)
         return text.lower() == "true"
+    if kind is dict:
+        return checked_value(name, _from_yaml(text, f"--{name}"), kind)
     try:
         return checked_value(name, kind(text), kind)
     except ValueError:
@@ -165,14 +174,21 @@ def read_yaml_mapping(path: str | Path) -> dict[str, Any]:
         ValueError: if it is not YAML, not UTF-8, not a mapping, or gives a key twice.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = _from_yaml(Path(path).read_text(encoding="utf-8"), path)
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, expected lines of `key: value`")
     return {str(name): value for name, value in content.items()}
+
+
+def _from_yaml(text: str, source: str | Path) -> Any:
+    try:
+        return yaml.load(text, _StrictLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not YAML: {error}") from error
 
 
 def parse_flags(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from hf_tfopt.registry import check_name, nearest
+from hf_tfopt.registry import UnknownOptionError, check_name, nearest
 from hf_tfopt.schedules import SCHEDULES, compose
 from hf_tfopt.schedules.curves import Curve
 from hf_tfopt.schedules.decays import Schedule
@@ -68,13 +68,13 @@ def schedule(
 
     Raises:
         UnknownNameError: for an unknown name, with the nearest right one.
-        TypeError: for an unknown option, with the nearest right one.
+        UnknownOptionError: for an unknown option, with the nearest right one.
         ValueError: for a number outside its range.
     """
     known = set(inspect.signature(SCHEDULES[name]).parameters) - {"num_steps", "warmup_steps"}
     for option in options:
         if option not in known:
-            raise TypeError(
+            raise UnknownOptionError(
                 f"schedule {name!r} has no option {option!r}"
                 f"{nearest(option, [*known, 'warmup_steps', 'floor', 'first_update_moves'])}; "
                 f"options: {', '.join(sorted(known)) or 'none of its own'}"
@@ -106,8 +106,8 @@ def build_scheduler(
     longer.
 
     Raises:
-        UnknownNameError, TypeError, ValueError: as `schedule`, and for numbers that do not fit into
-            the run, or floors of groups that the optimizer does not have.
+        UnknownNameError, UnknownOptionError, ValueError: as `schedule`, and for numbers that do not
+            fit into the run, or floors of groups that the optimizer does not have.
     """
     if isinstance(name, str):
         name = schedule(name, warmup_steps, floor, first_update_moves=first_update_moves, **options)
