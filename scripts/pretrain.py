@@ -120,7 +120,7 @@ def _trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, rows: A
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ProgressBar())
-    return trainer
+    return tfo.attach(trainer, callbacks=[tfo.GroupRates()])
 
 
 def train(prepared: Prepared) -> dict[str, float]:

@@ -43,7 +43,8 @@ class GroupRates(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Keep the rates of the update that follows; the schedule moves them right after it."""
-        self._rates = {f"lr/{name}": group["lr"] for name, group in _named(optimizer).items()}
+        groups = _named(optimizer).items()
+        self._rates = {f"lr/{name}": float(group["lr"]) for name, group in groups}
 
     def on_log(
         self,
@@ -56,7 +57,7 @@ class GroupRates(TrainerCallback):
         """Add them to what is logged, for the reporters that follow and for `log_history`."""
         if logs is None or "loss" not in logs or not self._rates:
             return
-        added = {**{name: float(rate) for name, rate in self._rates.items()}, **self._shares}
+        added = {**self._rates, **self._shares}
         self._shares = {}
         logs.update(added)
         state.log_history[-1].update(added)

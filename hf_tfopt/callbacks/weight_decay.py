@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_tfopt.optimizers.checks import check_positive, check_share
-from hf_tfopt.optimizers.norms import local, norm, whole_norms
+from hf_tfopt.optimizers.sharding import local, norm, whole_norms
 
 
 class AdaptiveWeightDecay(TrainerCallback):
@@ -28,7 +28,7 @@ class AdaptiveWeightDecay(TrainerCallback):
 
     Raises:
         ValueError: a number out of its range; before the first update, an optimizer that decays
-            nothing, or whose gradients an engine hides.
+            nothing, that compiles its step, or whose gradients an engine hides.
 
     Paper: Ghiasi et al. 2023, Improving Robustness with Adaptive Weight Decay,
         https://arxiv.org/abs/2210.00094, algorithm 1.
@@ -54,6 +54,11 @@ class AdaptiveWeightDecay(TrainerCallback):
             raise ValueError(
                 "AdaptiveWeightDecay: no group has a weight_decay above 0; give the optimizer one, "
                 "of any size, to say which weights decay"
+            )
+        if any(isinstance(group["lr"], Tensor) for group in groups):  # as torchao's
+            raise ValueError(
+                "AdaptiveWeightDecay: a compiled optimizer would compile its step anew for every "
+                "decay; use one that is not compiled"
             )
         before = groups[0]["weight_decay"] if state.global_step else 0.0
         decay = adaptive_decay(

@@ -1,6 +1,6 @@
 """Adafactor: AdamW's second average kept as its rows and columns, and steps relative to weights."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hf_tfopt.optimizers.adamw import step_device
 from hf_tfopt.optimizers.checks import check_not_negative, check_positive, check_share
-from hf_tfopt.optimizers.norms import norm
+from hf_tfopt.optimizers.sharding import check_whole, norm
 from hf_tfopt.optimizers.wide_state import WideStateOptimizer
 
 LARGEST_RELATIVE_STEP = 1e-2  # section 9 of the paper, as is the next line
@@ -90,7 +90,7 @@ class Adafactor(WideStateOptimizer):
 
     def step_group(self, trained: list[Tensor], group: dict[str, Any]) -> None:
         """Update the parameters of a group that have a gradient."""
-        _check_whole(group)
+        check_whole("Adafactor", group)
         options = {key: group[key] for key in self._options}
         for parameter in trained:
             state = self.state[parameter]
@@ -197,14 +197,3 @@ def _check_eps(eps: Sequence[float]) -> None:
         raise ValueError(f"eps must be two numbers, of g² and of RMS(θ), got {eps!r}")
     for index, number in enumerate(eps):
         check_positive(f"eps[{index}]", number)
-
-
-def _check_whole(group: Mapping[str, Any]) -> None:
-    """Refuse what an engine has joined into flat tensors."""
-    names, params = group.get("param_names"), group["params"]
-    is_flat = names is not None and len(names) != len(params)
-    if is_flat or any(type(p).__name__ == "FlatParameter" for p in params):
-        raise ValueError(
-            "Adafactor needs each parameter as a tensor of its own, but an engine has joined them "
-            "(DeepSpeed ZeRO, FSDP1): use DDP or FSDP2, or another optimizer"
-        )

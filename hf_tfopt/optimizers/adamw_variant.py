@@ -9,7 +9,7 @@ from torch import Tensor
 from hf_tfopt.optimizers.adam_direction import AdamDirection
 from hf_tfopt.optimizers.adamw import adamw_state
 from hf_tfopt.optimizers.checks import check_betas, check_not_negative, check_positive
-from hf_tfopt.optimizers.norms import local, norm, whole_norms
+from hf_tfopt.optimizers.sharding import check_whole, local, norm, whole_norms
 from hf_tfopt.optimizers.wide_state import WideStateOptimizer
 from hf_tfopt.registry import check_name
 
@@ -81,6 +81,8 @@ class AdamWVariant(WideStateOptimizer):
 
     def step_group(self, trained: list[Tensor], group: dict[str, Any]) -> None:
         """Update the parameters of a group that have a gradient."""
+        if group["cautious"] or group["stable"]:
+            check_whole("AdamW, cautious or stable,", group)
         for parameter in trained:
             if not self.state[parameter]:
                 self.state[parameter].update(adamw_state(parameter))

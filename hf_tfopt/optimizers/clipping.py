@@ -10,7 +10,7 @@ from torch.nn.utils import clip_grad_norm_ as torchs_clip_grad_norm
 
 from hf_tfopt.optimizers.checks import check_positive
 from hf_tfopt.optimizers.foreach import foreach_mul
-from hf_tfopt.optimizers.norms import norm
+from hf_tfopt.optimizers.sharding import norm
 
 
 @torch.no_grad()

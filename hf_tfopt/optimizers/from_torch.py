@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from hf_tfopt.optimizers.adamw import as_groups, has_fused_kernel
 from hf_tfopt.optimizers.adamw_variant import AdamWVariant, Decay
@@ -102,15 +103,16 @@ def sgd(
     if nesterov and not momentum:
         raise ValueError("nesterov needs a momentum above 0")
     groups, tensors = as_groups(params)
-    # torch 2.13's fused SGD moves bf16 and fp16 weights wrongly on a CPU
+    # torch 2.13's fused SGD moves bf16 and fp16 weights wrongly on a CPU, and no sharded ones
     is_wide = all(tensor.dtype in (torch.float32, torch.float64) for tensor in tensors)
+    is_whole = not any(isinstance(tensor, DTensor) for tensor in tensors)
     return torch.optim.SGD(
         groups,
         lr=lr,
         weight_decay=weight_decay,
         momentum=momentum,
         nesterov=nesterov,
-        fused=True if is_wide and has_fused_kernel(tensors) else None,
+        fused=True if is_wide and is_whole and has_fused_kernel(tensors) else None,
     )
 
 

@@ -1,6 +1,6 @@
 """LAMB: Adam's update with the decay inside, made as long as the weights that it changes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from hf_tfopt.optimizers.adam_direction import AdamDirection
 from hf_tfopt.optimizers.adamw import adamw_state
 from hf_tfopt.optimizers.checks import check_betas, check_not_negative, check_positive
 from hf_tfopt.optimizers.foreach import foreach_add, foreach_mul
-from hf_tfopt.optimizers.norms import local, norm, whole_norms
+from hf_tfopt.optimizers.sharding import check_whole, local, norm, whole_norms
 from hf_tfopt.optimizers.wide_state import WideStateOptimizer
 
 Scratch = dict[torch.dtype, Tensor]
@@ -77,7 +77,7 @@ class Lamb(WideStateOptimizer):
 
     def step_group(self, trained: list[Tensor], group: dict[str, Any]) -> None:
         """Update the parameters of a group that have a gradient."""
-        _check_whole(group)
+        check_whole("LAMB", group)
         for parameter in trained:
             if not self.state[parameter]:
                 self.state[parameter].update(lamb_state(parameter))
@@ -207,14 +207,3 @@ def trust_ratio(weight_norms: Tensor, update_norms: Tensor, largest: float | Non
     is_moving = (weight_norms > 0) & (update_norms > 0)
     ratio = torch.where(is_moving, weight_norms / update_norms, 1.0)
     return ratio if largest is None else ratio.clamp(max=largest)
-
-
-def _check_whole(group: Mapping[str, Any]) -> None:
-    """Refuse what an engine has joined into flat tensors."""
-    names, params = group.get("param_names"), group["params"]
-    is_flat = names is not None and len(names) != len(params)
-    if is_flat or any(type(p).__name__ == "FlatParameter" for p in params):
-        raise ValueError(
-            "LAMB needs each parameter as a tensor of its own, but an engine has joined them "
-            "(DeepSpeed ZeRO, FSDP1): use DDP or FSDP2, or another optimizer"
-        )

@@ -16,6 +16,7 @@ from hf_tfopt.optimizers.checks import (
     check_share,
 )
 from hf_tfopt.optimizers.orthogonalization import fast_dtype, newton_schulz
+from hf_tfopt.optimizers.sharding import check_whole, shard_as, whole
 from hf_tfopt.optimizers.wide_state import WideStateOptimizer
 from hf_tfopt.registry import check_name
 
@@ -42,7 +43,8 @@ def muon_update(
     For each: m ← μ m + (1 - μ) g, then `newton_schulz(μ m + (1 - μ) g)`, or of m if not Nesterov.
 
     Args:
-        gradients: each [rows, columns].
+        gradients: each [rows, columns]; sharded ones (DTensor) are gathered, and every process
+            orthogonalises all of them.
         momentum_buffers: the averages m, [rows, columns], zeros at first and brought up to date in
             place; in fp32 whatever the gradients are in.
         momentum: share μ of the old average that is kept, in [0, 1).
@@ -54,10 +56,12 @@ def muon_update(
     for gradient, average in zip(gradients, momentum_buffers, strict=True):
         gradient = gradient.to(average.dtype)
         average.lerp_(gradient, 1 - momentum)
-        directions.append(gradient.lerp(average, momentum) if nesterov else average)
+        directions.append(whole(gradient.lerp(average, momentum) if nesterov else average))
     if len(directions) == 1 or directions[0].numel() > LARGEST_BATCHED_MATRIX:
-        return [newton_schulz(direction, num_steps, dtype) for direction in directions]
-    return newton_schulz(torch.stack(directions), num_steps, dtype).unbind()
+        updates: Sequence[Tensor] = [newton_schulz(d, num_steps, dtype) for d in directions]
+    else:
+        updates = newton_schulz(torch.stack(directions), num_steps, dtype).unbind()
+    return [shard_as(m, update) for m, update in zip(momentum_buffers, updates, strict=True)]
 
 
 def update_scale(num_outputs: int, num_inputs: int, scale: Scale) -> float:
@@ -167,6 +171,7 @@ class Muon(WideStateOptimizer):
     def step_group(self, trained: list[Tensor], group: dict[str, Any]) -> None:
         """Update the parameters of a group that have a gradient."""
         if group["use_muon"]:
+            check_whole("Muon", group)
             for alike in _by_shape(trained):
                 self._muon_step(alike, group)
         else:

@@ -128,6 +128,11 @@ class GroupScheduler(LambdaLR):
     ):
         floors = _floors(spec.floor, optimizer)
         self._momentum = spec.curve(num_training_steps).momentum
+        if self._momentum is not None and any("train_mode" in g for g in optimizer.param_groups):
+            raise ValueError(
+                f"schedule {spec.name!r} moves the momentum, by which Schedule-Free tells the "
+                "weights it trains from those it evaluates: use the schedule 'constant' with it"
+            )
         super().__init__(optimizer, [spec.multiplier(num_training_steps, low) for low in floors])
         self._write_momentum()
 

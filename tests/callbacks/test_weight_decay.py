@@ -96,3 +96,12 @@ def test_refuses_what_cannot_work(tmp_path: Path) -> None:
         tfo.AdaptiveWeightDecay(0)
     with pytest.raises(ValueError, match="no group has a weight_decay above 0"):
         trainer_with(tmp_path, [tfo.AdaptiveWeightDecay(0.02)], decay=0.0).train()
+
+
+def test_an_optimizer_that_compiles_its_step_is_refused() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=torch.tensor(0.1), weight_decay=0.1)
+    with pytest.raises(ValueError, match="would compile its step anew"):
+        tfo.AdaptiveWeightDecay(0.02).on_pre_optimizer_step(
+            SimpleNamespace(), SimpleNamespace(global_step=0), SimpleNamespace(), optimizer
+        )

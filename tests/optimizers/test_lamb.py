@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,32 +138,6 @@ def test_strided_parameters_are_moved_whole() -> None:
         tensor.grad = gradient.clone()
         Lamb([tensor], lr=0.1, weight_decay=0.1).step()
     torch.testing.assert_close(parameter, twin)
-
-
-@pytest.mark.invariant
-def test_sharded_parameters_are_moved_as_whole_ones() -> None:
-    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    script = str(ROOT / "tests" / "optimizers" / "sharded.py")
-    run = subprocess.run(
-        [sys.executable, *command, script], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert "equal" in run.stdout, run.stderr[-3000:]
-
-
-class FlatParameter(nn.Parameter):
-    """Stands for FSDP1's."""
-
-
-def test_parameters_that_an_engine_has_joined_are_refused() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    optimizer = tfo.build_optimizer(model, "lamb", lr=1e-3)
-    flat = nn.Parameter(torch.ones(32))  # as ZeRO puts one in the place of a group's parameters
-    flat.grad = torch.ones(32)
-    optimizer.param_groups[0]["params"] = [flat]
-    with pytest.raises(ValueError, match="an engine has joined them"):
-        optimizer.step()
-    with pytest.raises(ValueError, match="an engine has joined them"):
-        Lamb([FlatParameter(torch.ones(8))], lr=1e-3).step()
 
 
 def test_parameters_without_gradient_keep_still_and_have_no_state() -> None:

@@ -268,3 +268,11 @@ def test_public_names() -> None:
     assert tfo.schedule is schedule
     assert tfo.SCHEDULES is SCHEDULES
     assert isinstance(build_scheduler(an_optimizer(), schedule("linear"), NUM), GroupScheduler)
+
+
+def test_a_moving_momentum_is_refused_where_it_tells_weights_apart() -> None:
+    pytest.importorskip("schedulefree")
+    optimizer = tfo.build_optimizer(nn.Linear(2, 2), "schedule_free", lr=1e-3)
+    with pytest.raises(ValueError, match="use the schedule 'constant' with it"):
+        tfo.build_scheduler(optimizer, "one_cycle", num_training_steps=10)
+    tfo.build_scheduler(optimizer, "constant", num_training_steps=10)

@@ -107,6 +107,8 @@ def test_it_leaves_everything_that_it_promises(finished, corpus):
     assert metrics["perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]), rel=1e-9)
     for name in ("model.safetensors", "config.json", "tokenizer.json", "report.html", "curves.png"):
         assert (finished / name).stat().st_size > 0
+    logged = json.loads((finished / "run.json").read_text())["history"][0]
+    assert logged["lr/matrices"] == logged["learning_rate"] and "share/embeddings" in logged
     recipe = load_recipe(finished / "recipe.yaml")
     assert recipe.corpus == str(corpus) and recipe.hidden_size == 32
     card = ModelCard.load(finished / "README.md")

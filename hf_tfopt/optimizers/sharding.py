@@ -1,12 +1,12 @@
-"""Norms of whole tensors, also of those whose parts are on several devices."""
+"""Whole tensors and their norms, also of those whose parts are on several devices."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
 
 def norm(tensor: Tensor) -> Tensor:
@@ -20,6 +20,20 @@ def norm(tensor: Tensor) -> Tensor:
 def local(tensor: Tensor) -> Tensor:
     """This process's shard of a DTensor, sharing its memory; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A DTensor gathered from all of its processes; any other tensor as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_as(pattern: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor that every process has whole, divided as the pattern is; without communication."""
+    if not isinstance(pattern, DTensor):
+        return tensor
+    mesh = pattern.device_mesh
+    copies = DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return copies.redistribute(placements=pattern.placements)
 
 
 def whole_norms(norms: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -39,3 +53,14 @@ def whole_norms(norms: Tensor, parameters: Sequence[Tensor]) -> Tensor:
                 dist.all_reduce(part, group=mesh.get_group(dim))
         squares[:, numbers] = part
     return squares.sqrt()
+
+
+def check_whole(name: str, group: Mapping[str, Any]) -> None:
+    """Raise ValueError for a parameter group that an engine has joined into flat tensors."""
+    names, params = group.get("param_names"), group["params"]
+    is_flat = names is not None and len(names) != len(params)
+    if is_flat or any(type(p).__name__ == "FlatParameter" for p in params):
+        raise ValueError(
+            f"{name} needs each parameter as a tensor of its own, but an engine has joined them "
+            "(DeepSpeed ZeRO, FSDP1): use DDP or FSDP2, or another optimizer"
+        )
