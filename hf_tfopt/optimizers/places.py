@@ -42,10 +42,10 @@ def named_places(model: nn.Module) -> dict[str, Place]:
     """The place of every parameter, by its first name, for any architecture of transformers.
 
     A stack is an outermost `nn.ModuleList` in the model's body whose layers hold linear maps (any,
-    if none does); stages, as Swin's, count by their own layers. What is in the body but in no
-    stack belongs to the stack that shares most of its name, the longest among several: before it
-    if it is or is called an embedding, or is registered earlier, else above it. All outside the
-    body is the head.
+    if none does), or one of the same length beside it, as XLM has of its norms; stages, as Swin's,
+    count by their own layers. What is in the body but in no stack belongs to the stack that shares
+    most of its name, the longest among several: before it if it is or is called an embedding, or is
+    registered earlier, else above it. All outside the body is the head.
 
     Args:
         model: any module; one with `base_model` has its head told from its body.
@@ -55,7 +55,7 @@ def named_places(model: nn.Module) -> dict[str, Place]:
     order = {name: number for number, (name, _) in enumerate(model.named_parameters())}
     places: dict[str, Place] = {}
     for name, tensor in model.named_parameters():
-        is_table = isinstance(model.get_submodule(name.rpartition(".")[0]), _TABLES)
+        is_table = isinstance(model.get_submodule(_parent(name)), _TABLES)
         place = _in_a_stack(name, stacks)
         if place is None and (tensor not in inside or (tensor in outputs and not is_table)):
             place = Place("head", "head", 0)
@@ -84,16 +84,26 @@ def _stacks(model: nn.Module, inside: set[nn.Parameter]) -> list[Stack]:
         holds_body = any(tensor in inside for tensor in module.parameters())
         if isinstance(module, nn.ModuleList) and holds_body and not is_nested:
             found[name] = module
-    linear = {name: stack for name, stack in found.items() if any(map(_is_linear, stack.modules()))}
+    linear = {
+        (_parent(name), len(stack))
+        for name, stack in found.items()
+        if any(map(_is_linear, stack.modules()))
+    }
     stacks = [
         Stack(name, tuple(_layers(name, stack)), _part(name, stack, model))
-        for name, stack in (linear or found).items()
+        for name, stack in found.items()
+        if not linear or (_parent(name), len(stack)) in linear
     ]
-    num_alike = Counter(stack.part for stack in stacks)
+    towers = {(stack.part, _parent(stack.name)) for stack in stacks}  # XLM's has several lists
+    num_alike = Counter(part for part, _ in towers)
     return [
         stack._replace(tower=f"{stack.name.split('.')[0]}." if num_alike[stack.part] > 1 else "")
         for stack in stacks
     ]
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _layers(name: str, stack: nn.ModuleList) -> Iterator[str]:

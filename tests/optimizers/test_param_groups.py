@@ -340,3 +340,32 @@ def test_refuses_numbers_outside_their_range(options, words) -> None:
 def test_refuses_a_frozen_model() -> None:
     with pytest.raises(ValueError, match="no trainable parameter"):
         tfo.param_groups(nn.Linear(2, 2).requires_grad_(False), lr=1e-3)
+
+
+def test_quantised_weights_rest_and_their_adapters_learn() -> None:
+    """QLoRA: 4-bit matrices are no parameters to train, nor part of any group's count."""
+    peft = pytest.importorskip("peft")
+    quantised = pytest.importorskip("bitsandbytes").nn
+    model = BertForSequenceClassification(BertConfig(**SIZES, num_labels=3))
+    for layer in model.bert.encoder.layer:
+        whole = layer.attention.self.query
+        layer.attention.self.query = quantised.Linear4bit(*whole.weight.shape, quant_type="nf4")
+        layer.attention.self.query.load_state_dict(whole.state_dict())
+    model = model.to("cpu")  # which quantises
+    assert model.bert.encoder.layer[0].attention.self.query.weight.dtype == torch.uint8
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
+    model = peft.get_peft_model(model, config)
+    groups = tfo.param_groups(model, lr=1e-3, weight_decay=0.1, layer_decay=0.5)
+    names = [name for group in groups for name in group["param_names"]]
+    assert sorted(names) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
+    assert all("lora_" in name or "modules_to_save" in name for name in names)
+    rates = {name: group["lr"] for group in groups for name in group["param_names"]}
+    prefix = "base_model.model.bert.encoder.layer"
+    assert rates[f"{prefix}.0.attention.self.query.lora_A.default.weight"] == 0.25e-3
+    optimizer = tfo.build_optimizer(model, "adamw", lr=1e-2, weight_decay=0.1)
+    before = model.state_dict()[f"{prefix}.0.attention.self.query.base_layer.weight"].clone()
+    model(input_ids=torch.arange(6)[None], labels=torch.tensor([1])).loss.backward()
+    optimizer.step()
+    after = model.state_dict()
+    assert after[f"{prefix}.0.attention.self.query.base_layer.weight"].equal(before)
+    assert after[f"{prefix}.0.attention.self.query.lora_B.default.weight"].any()

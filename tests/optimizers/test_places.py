@@ -31,6 +31,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "whisper": lambda: hf.WhisperForConditionalGeneration(
         hf.WhisperConfig(encoder_layers=NUM, decoder_layers=NUM)
     ),
+    "xlm": lambda: hf.XLMWithLMHeadModel(hf.XLMConfig(n_layers=NUM)),
     "wav2vec2": lambda: hf.Wav2Vec2ForCTC(hf.Wav2Vec2Config(num_hidden_layers=NUM)),
 }
 DECODERS = ("gpt2", "llama", "mixtral", "bloom")
