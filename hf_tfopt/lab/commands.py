@@ -104,7 +104,13 @@ def _write_comparison(
         "options": dataclasses.asdict(request.options),
         "sides": {name: _changes(request.recipe, side) for name, side in request.sides.items()},
         "ranking": [
-            {"setting": s.setting, "rate": s.best.rate, "loss": s.best.loss, "note": s.note}
+            {
+                "setting": s.setting,
+                "rate": s.best.rate,
+                "loss": s.best.loss,
+                STEP_SECONDS: s.step_seconds,
+                "note": s.note,
+            }
             for s in comparison.standings
         ],
         "trials": [_facts_of(trial) for trial in comparison.trials],
@@ -131,7 +137,7 @@ def _changes(recipe: Recipe, side: Recipe) -> dict[str, Any]:
 
 
 def _facts_of(trial: Trial) -> Mapping[str, Any]:
-    return {**dataclasses.asdict(trial), "loss": trial.loss, STEP_SECONDS: trial.step_seconds}
+    return dataclasses.asdict(trial) | {"loss": trial.loss}
 
 
 def _lr_range(request: Request, experiment: Experiment, folder: Path) -> list[str]:
@@ -139,7 +145,7 @@ def _lr_range(request: Request, experiment: Experiment, folder: Path) -> list[st
     recipe, options = request.recipe, request.options
     usual, num_steps = recipe.learning_rate or 0.0, recipe.max_steps or 0
     lowest, highest = options.lowest or usual / 100, options.highest or usual * 100
-    with tqdm(total=num_steps, unit="update", desc="lr-range") as bar:
+    with tqdm(total=2 * num_steps, unit="update", desc="lr-range") as bar:
         reading = run_lr_range(experiment, lowest, highest, bar)
     picture = BytesIO()
     draw_lr_range(reading, picture)
@@ -161,7 +167,8 @@ def _reading_lines(reading: RangeReading, num_steps: int) -> list[str]:
     if reading.recommended is None:
         return [*lines, f"No recommendation: {reading.note}"]
     lines += [
-        f"recommended  {reading.recommended:<10g} the smoothed loss falls fastest there",
-        f"lowest       {reading.lowest:<10g} it is lowest there; higher rates only harm",
+        f"recommended  {reading.recommended:<10g} nine tenths of the smoothed loss's fall",
+        f"steepest     {reading.steepest:<10g} it falls fastest",
+        f"lowest       {reading.lowest:<10g} it is lowest; higher rates only harm",
     ]
     return [*lines, reading.note] if reading.note else lines

@@ -54,10 +54,9 @@ class Trial:
         )
 
     @property
-    def step_seconds(self) -> float | None:
-        """The median time of an update, where the log has it."""
-        found = self._numbers(STEP_SECONDS)
-        return statistics.median(found) if found else None
+    def step_seconds(self) -> list[float]:
+        """The time of every update, where the log has it."""
+        return self._numbers(STEP_SECONDS)
 
     def _numbers(self, key: str) -> list[float]:
         return [float(entry[key]) for entry in self.history if entry.get(key) is not None]
@@ -79,6 +78,12 @@ class Standing:
     def best(self) -> Trial:
         """The trial with the lowest held-out loss."""
         return min(self.trials, key=lambda trial: trial.loss)
+
+    @property
+    def step_seconds(self) -> float | None:
+        """The median time of an update, of all trials."""
+        found = [seconds for trial in self.trials for seconds in trial.step_seconds]
+        return statistics.median(found) if found else None
 
     @property
     def note(self) -> str:
@@ -135,7 +140,7 @@ class Comparison:
             "-" if best.has_diverged else f"{best.rate:g}",
             loss_text(best.loss),
             behind,
-            f"{best.step_seconds:.3g}" if best.step_seconds else "-",
+            f"{standing.step_seconds:.3g}" if standing.step_seconds else "-",
             *(f"{trial.rate:g}: {loss_text(trial.loss)}" for trial in standing.trials),
             standing.note,
         ]

@@ -12,7 +12,8 @@ from hf_tfopt.plotting import smoothed
 SPAN = 0.12  # share of the updates that one smoothed value is taken from, to either side
 STOP_AT = 1.5  # of the lowest smoothed loss: beyond it nothing is learned about useful rates
 FEWEST = 10
-_NOISE = 2.0  # the curve must fall by as many standard deviations of a single loss around it
+NEARLY = 0.9  # of the whole fall, which the recommended rate has behind it
+_NOISE = 5.0  # standard deviations of the curve that it must fall by: 1 in 15 of mere noise does
 
 _ROUNDING = 1e-6  # of an fp32 loss
 
@@ -25,6 +26,8 @@ class RangeReading:
         rates: of every update that was read, rising.
         losses: at these rates, as they were.
         smooth: the same, smoothed; all that follows is of this curve.
+        recommended: the first rate at which nine tenths of its fall are behind it: the highest
+            learning rate to train with; None if it never falls.
         steepest: the rate at which it falls fastest; None if it never falls.
         lowest: the rate at which it is lowest; None if it never falls.
         note: what keeps the test from being settled; empty if nothing does.
@@ -33,14 +36,10 @@ class RangeReading:
     rates: tuple[float, ...]
     losses: tuple[float, ...]
     smooth: tuple[float, ...]
+    recommended: float | None
     steepest: float | None
     lowest: float | None
     note: str = ""
-
-    @property
-    def recommended(self) -> float | None:
-        """The highest learning rate to train with: that of the steepest descent."""
-        return self.steepest
 
 
 def rising_rates(lowest: float, highest: float, num_steps: int) -> list[float]:
@@ -81,11 +80,13 @@ def should_stop(losses: Sequence[float], stop_at: float = STOP_AT) -> bool:
 
 
 def read_lr_range(rates: Sequence[float], losses: Sequence[float]) -> RangeReading:
-    """Read a range test: where its smoothed curve falls fastest, and where it is lowest.
+    """Read a range test: where its smoothed curve is lowest, and how high a rate is still sound.
 
-    With s the losses as `plotting.smoothed` smooths them (a centred average, which does not lag)
-    and x = log(rate): `steepest = rates[argmin(ds/dx)]` before the curve's lowest point, and
-    `lowest = rates[argmin(s)]`. What follows the first loss that is not finite is not read.
+    With s the losses as `plotting.smoothed` smooths them (a centred average, which does not lag),
+    up to its lowest point, and x = log(rate): `lowest = rates[argmin(s)]`,
+    `steepest = rates[argmin(ds/dx)]`, and recommended is the first rate at which s is at or below
+    `max(s) - 0.9 (max(s) - min(s))`: a little below the lowest point, which moves with noise where
+    the curve is flat. What follows the first loss that is not finite is not read.
 
     Args:
         rates: one for each update, rising.
@@ -97,23 +98,34 @@ def read_lr_range(rates: Sequence[float], losses: Sequence[float]) -> RangeReadi
     Paper: Smith 2017, Cyclical Learning Rates for Training Neural Networks,
         https://arxiv.org/abs/1506.01186, section 3.3. Differs: the rate rises exponentially, not
         linearly, and within one short run; the training loss is read, smoothed, and not the
-        accuracy; and one rate is named, by a rule, where the paper reads two bounds by eye.
+        accuracy; and one rate is named, by a rule, where the paper reads two bounds by eye. Rules
+        that name the steepest descent, or a tenth of the lowest point's rate, are common too.
     """
     if len(losses) > len(rates):
         raise ValueError(f"{len(losses)} losses, but only {len(rates)} learning rates")
     x, y = _finite_beginning(rates, losses)
     curve = smoothed(y, SPAN)
     bottom = int(curve.argmin())
-    fell = float(curve[: bottom + 1].max() - curve[bottom])
-    noise = float(np.std(y[: bottom + 1] - curve[: bottom + 1]))
+    falling = curve[: bottom + 1]
+    fell = float(falling.max() - falling[-1])
+    noise = float(np.std(y[: bottom + 1] - falling)) * _noise_left(len(y))
     if fell <= max(_NOISE * noise, _ROUNDING * float(np.abs(curve).max())):
         note = "the loss never falls clearly: begin with a lower rate, or take more updates"
-        return RangeReading(*_floats(np.exp(x), y, curve), None, None, note)
-    slope = np.gradient(curve, x)[: bottom + 1]
+        return RangeReading(*_floats(np.exp(x), y, curve), None, None, None, note)
+    begin = int(falling.argmax())
+    nearly = begin + int((falling[begin:] <= falling[-1] + (1 - NEARLY) * fell).argmax())
+    steep = int(np.gradient(curve, x)[: bottom + 1].argmin())
     at_end = bottom == len(curve) - 1
     note = "edge: the loss still falls at the highest rate, go higher" if at_end else ""
-    steepest, lowest = (_three_digits(x[index]) for index in (int(slope.argmin()), bottom))
-    return RangeReading(*_floats(np.exp(x), y, curve), steepest, lowest, note)
+    recommended, fastest, lowest = (float(f"{math.exp(x[i]):.3g}") for i in (nearly, steep, bottom))
+    return RangeReading(*_floats(np.exp(x), y, curve), recommended, fastest, lowest, note)
+
+
+def _noise_left(num_losses: int) -> float:
+    """The standard deviation that smoothing leaves of independent noise of 1."""
+    impulse = np.zeros(num_losses)
+    impulse[num_losses // 2] = 1.0
+    return float(np.linalg.norm(smoothed(impulse, SPAN)))
 
 
 def _floats(
@@ -141,7 +153,3 @@ def _finite_beginning(
             + ("; begin with a lower rate" if len(broken) else "")
         )
     return np.log(given[:length]), found[:length]
-
-
-def _three_digits(log_rate: float) -> float:
-    return float(f"{math.exp(log_rate):.3g}")

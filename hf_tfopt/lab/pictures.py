@@ -73,7 +73,11 @@ def draw_lr_range(reading: RangeReading, target: Target, theme: Theme = LIGHT) -
     losses, curve = np.array(reading.losses), np.array(reading.smooth)
     axes.plot(reading.rates, losses, color=theme.curves[0], alpha=_FAINT, linewidth=0.9)
     axes.plot(reading.rates, curve, color=theme.curves[0], linewidth=2, label="smoothed")
-    marks = (("steepest, recommended", reading.steepest, "-"), ("lowest", reading.lowest, ":"))
+    marks = (
+        ("recommended", reading.recommended, "-"),
+        ("steepest", reading.steepest, ":"),
+        ("lowest", reading.lowest, ":"),
+    )
     for index, (name, rate, line) in enumerate(marks, start=1):
         if rate is not None:
             color = theme.curves[index]

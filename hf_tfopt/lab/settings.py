@@ -73,6 +73,12 @@ _REFUSED: dict[str, dict[str, str]] = {
     | {"eval_steps": "the training loss is read"},
 }
 
+# Keys of the recipe's own optimizer or schedule, which only that side of a comparison reads.
+_READ_BY_ONE = {
+    OPTIMIZERS_COMPARED: ("optimizer_options",),
+    SCHEDULES_COMPARED: ("decay_fraction", "schedule_options"),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class SweepOptions:
@@ -226,9 +232,11 @@ def _sides(
 ) -> dict[str, Recipe]:
     if experiment == LR_RANGE:
         return {}
+    own = recipe.optimizer if experiment == OPTIMIZERS_COMPARED else recipe.schedule
+    for flag in _READ_BY_ONE[experiment]:
+        if flag in flags and own not in names:
+            raise ValueError(f"--{flag}: only {own}, the recipe's own, reads it; name that too")
     if experiment == SCHEDULES_COMPARED:
-        if "decay_fraction" in flags and recipe.schedule not in names:
-            raise ValueError(f"--decay_fraction: only {recipe.schedule} reads it; name that too")
         sides = {name: _with_schedule(recipe, name) for name in names}
     else:
         sides = {name: _with_optimizer(recipe, name, rate) for name, rate in names.items()}
@@ -240,13 +248,18 @@ def _with_schedule(recipe: Recipe, name: str) -> Recipe:
     """The recipe with a schedule, whose own options are the recipe's if it has that schedule."""
     if name == recipe.schedule:
         return recipe
-    return dataclasses.replace(recipe, schedule=name, decay_fraction=None)
+    return dataclasses.replace(recipe, schedule=name, decay_fraction=None, schedule_options=None)
 
 
 def _with_optimizer(recipe: Recipe, name: str, rate: float | None) -> Recipe:
-    """The recipe with an optimizer at its usual rate, whatever rate the recipe has."""
+    """The recipe with an optimizer at its usual rate, whatever rate the recipe has.
+
+    Its other options are the recipe's if it has that optimizer.
+    """
     recipe = _with_schedule(recipe, _OWN_SCHEDULES.get(name, recipe.schedule))
     changes: dict[str, Any] = {"optimizer": name, "adamw_learning_rate": None}
+    if name != recipe.optimizer:
+        changes["optimizer_options"] = None
     try:
         return dataclasses.replace(recipe, **changes, learning_rate=USUAL_RATES.get(name))
     except ValueError as error:

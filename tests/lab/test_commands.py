@@ -10,6 +10,7 @@ from torch import nn
 
 from hf_tfopt.cli import main
 from hf_tfopt.lab.experiment import Experiment
+from hf_tfopt.lab.range_run import paired
 from hf_tfopt.lab.settings import read_request
 from hf_tfopt.lab.witness import Witness, check_alike, digest
 
@@ -80,7 +81,7 @@ def test_optimizers(lab):
     losses = {entry["loss"] for trial in trials for entry in trial["history"][:1]}
     assert len(losses) == 1, "one first batch, one first loss"
     assert len({trial["loss"] for trial in finished}) == 4
-    assert all(trial["step_seconds"] > 0 for trial in trials)
+    assert all(entry["step_seconds"] > 0 for entry in content["ranking"])
     for trial in trials:
         assert f"{trial['rate']:g}: " in told
     assert "every rate diverged" in told and "(checked)" in told
@@ -105,6 +106,7 @@ def test_lr_range(lab):
     told, folder = lab("lr-range", optimizer="adamw", max_steps=16, lowest=1e-4, highest=10.0)
     assert sorted(path.name for path in folder.iterdir()) == ["lr_range.json", "lr_range.png"]
     content = json.loads((folder / "lr_range.json").read_text())
+    assert_alike(content, 2, 16)  # the second kept the first weights
     reading = content["reading"]
     assert 10 <= len(reading["losses"]) == len(reading["rates"]) <= 16
     assert reading["rates"][0] == pytest.approx(1e-4)
@@ -138,6 +140,10 @@ class _Bar:
 
     def set_postfix_str(self, text):
         pass
+
+
+def test_what_batches_differ_by_in_themselves_is_taken_out():
+    assert paired([3.0, 5.0, 1.0], [2.0, 4.0, 1.5, 0.5]) == [3.0, 3.0, 1.5]
 
 
 def test_a_run_that_was_stopped_is_held_to_what_it_saw():

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from hf_tfopt.lab.comparison import STEP_SECONDS, Trial, compare, rate_sweep
+from hf_tfopt.lab.comparison import STEP_SECONDS, Standing, Trial, compare, rate_sweep
 
 
 def log(last, first=5.0, num_updates=4, **more):
@@ -102,13 +102,14 @@ def test_the_table_holds_every_run_and_what_is_behind():
     assert "+0.5000" in second and "0.1: 4.5986" in second and "0.3: 3.5000" in second
 
 
-def test_the_time_of_an_update_is_a_median():
-    times = [9.0, 1.0, 2.0, 3.0]
-    history = [
-        entry | {STEP_SECONDS: seconds} for entry, seconds in zip(log(1.0), times, strict=True)
-    ]
-    assert Trial("a", 0.1, history).step_seconds == 2.5
-    assert Trial("a", 0.1, log(1.0)).step_seconds is None
+def test_the_time_of_an_update_is_the_median_of_all_runs():
+    def run(setting, rate):
+        return [entry | {STEP_SECONDS: rate} for entry in log(1.0)]
+
+    rates = (1.0, 2.0, 9.0)
+    comparison = compare({"a": rates, "b": rates}, run)
+    assert [standing.step_seconds for standing in comparison.standings] == [2.0, 2.0]
+    assert Standing("a", (Trial("a", 0.1, log(1.0)),)).step_seconds is None
 
 
 @pytest.mark.parametrize(

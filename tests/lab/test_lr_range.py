@@ -36,16 +36,20 @@ def test_the_steepest_and_the_lowest_rate_are_found_on_a_clean_curve():
     # the average spans a fourth of the curve, and flattens its minimum towards its slower side
     assert decades_between(reading.steepest, 1e-3) < 0.1
     assert decades_between(reading.lowest, RATES[int(losses.argmin())]) < 0.4
-    assert reading.recommended == reading.steepest < reading.lowest
+    fallen = losses <= 7 - 0.9 * (7 - losses.min())
+    assert decades_between(reading.recommended, RATES[int(fallen.argmax())]) < 0.15
+    assert reading.steepest < reading.recommended < reading.lowest
     assert not reading.note
 
 
 def test_noise_does_not_mislead_it_as_it_misleads_a_look_at_single_losses():
     raw_errors = []
+    clean = read_lr_range(RATES, falls_then_explodes())
     for seed in range(8):
         losses = falls_then_explodes(noise=0.15, seed=seed)
         reading = read_lr_range(RATES, losses)
         assert decades_between(reading.steepest, 1e-3) < 0.4, f"seed {seed}"
+        assert decades_between(reading.recommended, clean.recommended) < 0.4, f"seed {seed}"
         raw = RATES[int(np.diff(losses[: int(losses.argmin())]).argmin())]
         raw_errors.append(decades_between(raw, 1e-3))
     assert np.median(raw_errors) > 0.4, raw_errors
@@ -77,7 +81,7 @@ def test_a_loss_that_still_falls_at_the_end_says_so():
 )
 def test_a_loss_that_never_falls_recommends_nothing(losses):
     reading = read_lr_range(RATES, losses)
-    assert reading.recommended is None and reading.lowest is None
+    assert (reading.recommended, reading.steepest, reading.lowest) == (None, None, None)
     assert "never falls" in reading.note
 
 

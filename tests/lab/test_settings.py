@@ -60,6 +60,20 @@ def test_schedules_have_one_sweep_and_the_recipes_own_options():
     assert {side.optimizer for side in asked.sides.values()} == {"adamw"}
 
 
+def test_options_of_the_recipes_own_optimizer_stay_with_it(tmp_path):
+    path = tmp_path / "mine.yaml"
+    flags = {
+        "optimizer": "lion",
+        "learning_rate": "1e-3",
+        "optimizer_options": "{betas: [0.8, 0.9]}",
+    }
+    path.write_text(load_recipe("bert-tiny", flags).to_yaml())
+    sides = request(f"optimizers lion adamw {path}").sides
+    assert sides["lion"].optimizer_options == {"betas": [0.8, 0.9]}
+    assert sides["lion"].learning_rate == USUAL_RATES["lion"]
+    assert sides["adamw"].optimizer_options is None
+
+
 def test_the_range_test_takes_a_recipe_and_its_own_flags():
     asked = request("lr-range bert-tiny --lowest 1e-4 --optimizer adamw --max_steps 50")
     assert asked.recipe.optimizer == "adamw" and asked.recipe.max_steps == 50
@@ -104,7 +118,9 @@ def test_every_usual_rate_is_of_an_optimizer_and_makes_a_recipe():
         ("optimizers adam adamw --max_steps x", "max_steps: got 'x'"),
         ("optimizers adam adamw --max_steps 0", "max_steps: got 0"),
         ("schedules cosine linear --schedule constant", "name the schedules"),
-        ("schedules cosine linear --decay_fraction 0.5", "only warmup_stable_decay reads it"),
+        ("schedules cosine linear --decay_fraction 0.5", "only warmup_stable_decay, the"),
+        ("schedules cosine linear --schedule_options={decay_from:1}", "the recipe's own, reads it"),
+        ("optimizers adam adamw --optimizer_options={momentum:0.9}", "only muon, the recipe's own"),
         ("schedules cosine linear --save_steps 5", "leaves no model"),
         ("lr-range --warmup_steps 5", "rises from --lowest"),
         ("lr-range --lowest -1", "lowest: got -1.0, must be above 0"),
