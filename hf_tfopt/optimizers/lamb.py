@@ -10,10 +10,11 @@ from hf_tfopt.optimizers.adam_direction import AdamDirection
 from hf_tfopt.optimizers.adamw import adamw_state
 from hf_tfopt.optimizers.checks import check_betas, check_not_negative, check_positive
 from hf_tfopt.optimizers.foreach import foreach_add, foreach_mul
+from hf_tfopt.optimizers.lamb_passes import CompiledPasses, EagerPasses, Passes, is_compilable
 from hf_tfopt.optimizers.sharding import check_whole, local, norm, whole_norms
 from hf_tfopt.optimizers.wide_state import WideStateOptimizer
 
-Scratch = dict[torch.dtype, Tensor]
+Scratch = dict[tuple[torch.dtype, torch.device], Tensor]
 
 
 class Lamb(WideStateOptimizer):
@@ -36,6 +37,8 @@ class Lamb(WideStateOptimizer):
         bias_correction: take the averages' bias towards 0 away.
         max_trust_ratio: the largest φ; None: any, as published.
         adapt_vectors: φ for groups of vectors too.
+        compiled: two compiled passes over each tensor instead of five eager ones; the first step
+            takes some twenty seconds more, and needs a C++ compiler on a CPU.
 
     Raises:
         ValueError: for a number outside its range, or parameters that an engine has flattened
@@ -56,6 +59,7 @@ class Lamb(WideStateOptimizer):
         bias_correction: bool = True,
         max_trust_ratio: float | None = None,
         adapt_vectors: bool = False,
+        compiled: bool = False,
     ):
         check_positive("lr", lr)
         check_not_negative("weight_decay", weight_decay)
@@ -71,6 +75,7 @@ class Lamb(WideStateOptimizer):
             "bias_correction": bias_correction,
             "max_trust_ratio": max_trust_ratio,
             "adapt_vectors": adapt_vectors,
+            "compiled": compiled,
         }
         super().__init__(params, defaults)
         self._scratch: Scratch = {}
@@ -88,6 +93,7 @@ class Lamb(WideStateOptimizer):
             bias_correction=group["bias_correction"],
             max_trust_ratio=group["max_trust_ratio"],
             is_adaptive=group["adapt_vectors"] or group.get("role") != "vectors",
+            compiled=group["compiled"],
             scratch=self._scratch,
         )
 
@@ -121,6 +127,7 @@ def lamb_update(
     bias_correction: bool = True,
     max_trust_ratio: float | None = None,
     is_adaptive: bool = True,
+    compiled: bool = False,
     scratch: Scratch | None = None,
 ) -> None:
     """Update parameters with their gradients, and their states, by one step of LAMB, see `Lamb`.
@@ -136,45 +143,49 @@ def lamb_update(
         bias_correction: take the averages' bias away.
         max_trust_ratio: the largest φ; None: any.
         is_adaptive: False: φ is 1.
-        scratch: memory to use again in the next step, on a CPU as much as the largest parameter.
+        compiled: see `CompiledPasses`.
+        scratch: memory to use again in the next step: as much as the largest parameter.
     """
     adam = AdamDirection(betas, eps, weight_decay, bias_correction)
+    passes = CompiledPasses(adam) if compiled else EagerPasses(adam)
     pairs = list(zip(parameters, states, strict=True))
-    on_cpu = [pair for pair in pairs if pair[0].device.type == "cpu"]
-    others = [pair for pair in pairs if pair[0].device.type != "cpu"]
-    if on_cpu:
+    is_alone = [
+        p.device.type == "cpu" or (compiled and is_compilable(local(p))) for p in parameters
+    ]
+    alone = [pair for pair, is_so in zip(pairs, is_alone, strict=True) if is_so]
+    others = [pair for pair, is_so in zip(pairs, is_alone, strict=True) if not is_so]
+    if alone:
         memory = {} if scratch is None else scratch
-        _step_one_by_one(on_cpu, adam, lr, max_trust_ratio, is_adaptive, memory)
+        _step_one_by_one(alone, passes, lr, max_trust_ratio, is_adaptive, memory)
     if others:
         _step_together(others, adam, lr, max_trust_ratio, is_adaptive)
 
 
 def _step_one_by_one(
     pairs: Sequence[tuple[Tensor, dict[str, Tensor]]],
-    adam: AdamDirection,
+    passes: Passes,
     lr: float,
     max_trust_ratio: float | None,
     is_adaptive: bool,
     scratch: Scratch,
 ) -> None:
-    """Parameter by parameter: on a CPU, kernels are as fast alone, and one scratch serves all."""
+    """Parameter by parameter, where kernels are as fast alone: one scratch serves all."""
     averages = [local(state["exp_avg"]) for _, state in pairs]
     for m in averages:  # kept: new memory costs a page fault every 4 kB
-        if m.dtype not in scratch or scratch[m.dtype].numel() < m.numel():
-            scratch[m.dtype] = torch.empty(m.numel(), dtype=m.dtype)
+        kind = (m.dtype, m.device)
+        if kind not in scratch or scratch[kind].numel() < m.numel():
+            scratch[kind] = torch.empty(m.numel(), dtype=m.dtype, device=m.device)
     for (parameter, state), m in zip(pairs, averages, strict=True):
         assert parameter.grad is not None
         weight, gradient = local(parameter), local(parameter.grad)
-        direction = scratch[m.dtype].as_strided(m.shape, m.stride())
+        direction = scratch[m.dtype, m.device].as_strided(m.shape, m.stride())
         own = {key: local(value) for key, value in state.items()}
-        adam.write([weight], [gradient], [own], [direction])
-        state["trust_ratio"] = torch.ones(())
+        norms = passes.first(weight, gradient, own, direction)
+        state["trust_ratio"] = torch.ones((), device=m.device)
         if is_adaptive:
-            norms = torch.stack([norm(weight), norm(direction)])
             lengths = whole_norms(norms[:, None], [parameter])
             state["trust_ratio"] = trust_ratio(lengths[0, 0], lengths[1, 0], max_trust_ratio)
-        wide = weight.to(direction.dtype)
-        weight.copy_(wide.addcmul_(direction, state["trust_ratio"], value=-lr))
+        passes.second(weight, direction, lr * state["trust_ratio"])
 
 
 def _step_together(

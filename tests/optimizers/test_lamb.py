@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,10 +7,13 @@ from torch import nn
 import hf_tfopt as tfo
 from hf_tfopt.optimizers import lamb as module
 from hf_tfopt.optimizers.lamb import Lamb, lamb_state, trust_ratio
+from hf_tfopt.optimizers.lamb_passes import is_compilable
 from tests.references.lamb import NaiveLamb
 
+# of torch 2.13's own compiler
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
+
 SHAPES = ((24, 24), (12, 48), (7,), (5, 3, 2), (1,), ())
-ROOT = Path(__file__).parents[2]
 
 
 def tensors(seed: int = 0, dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
@@ -36,18 +38,18 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("way", ["one by one", "together"])
+@pytest.mark.parametrize("way", ["one by one", "together", "compiled"])
 def test_equals_the_reference_for_50_steps(
     options: dict[str, Any], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if way == "together":  # what other devices do
 
-        def together(*arguments: Any) -> None:
-            module._step_together(*arguments[:-1])  # without the scratch
+        def together(pairs: Any, passes: Any, *arguments: Any) -> None:
+            module._step_together(pairs, passes.adam, *arguments[:-1])  # without the scratch
 
         monkeypatch.setattr(module, "_step_one_by_one", together)
     parameters = tensors()
-    optimizer = Lamb(parameters, lr=1e-2, **options)
+    optimizer = Lamb(parameters, lr=1e-2, **options, compiled=way == "compiled")
     naive = [NaiveLamb(p.detach(), lr=1e-2, **options) for p in parameters]
     for _ in range(50):
         set_gradients(parameters)
@@ -118,14 +120,30 @@ def test_vectors_are_adapted_only_if_asked() -> None:
     assert ratios(adapt_vectors=True)["1.weight"] != 1
 
 
-def test_bf16_weights_are_moved_in_fp32_and_rounded_once() -> None:
+def test_compiled_passes_are_compiled_for_all_sizes_and_taken_where_they_can_be() -> None:
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    parameters = tensors()
+    optimizer = Lamb(parameters, lr=1e-2, weight_decay=0.1, compiled=True)
+    for step in range(3):
+        set_gradients(parameters)
+        optimizer.param_groups[0]["lr"] = 1e-2 / (1 + step)
+        optimizer.step()
+    assert counters["stats"]["unique_graphs"] == 4  # two passes, over square and other matrices
+    assert [is_compilable(p) for p in parameters] == [True, True, False, True, False, False]
+    assert not is_compilable(torch.zeros(4, 6).t())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_bf16_weights_are_moved_in_fp32_and_rounded_once(compiled: bool) -> None:
     parameters = tensors(dtype=torch.bfloat16)
     wide = [nn.Parameter(p.detach().float()) for p in parameters]
     set_gradients(parameters)
     for w, p in zip(wide, parameters, strict=True):
         w.grad = p.grad.float()
     for group in (parameters, wide):
-        Lamb(group, lr=0.1, weight_decay=0.1).step()
+        Lamb(group, lr=0.1, weight_decay=0.1, compiled=compiled).step()
     for w, p in zip(wide, parameters, strict=True):
         assert torch.equal(w.detach().bfloat16(), p.detach())
 

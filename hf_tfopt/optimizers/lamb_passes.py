@@ -1,0 +1,122 @@
+"""The two passes of LAMB over a tensor: its direction and lengths, then its step."""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from hf_tfopt.optimizers.adam_direction import AdamDirection
+from hf_tfopt.optimizers.sharding import norm
+
+
+class Passes(Protocol):
+    """Between the two, the lengths of a sharded tensor are added up over its processes."""
+
+    def first(
+        self, weight: Tensor, gradient: Tensor, state: Mapping[str, Tensor], direction: Tensor
+    ) -> Tensor:
+        """Move Adam's averages, write `AdamDirection` into `direction`; ‖θ‖ and ‖u‖: [2]."""
+        ...
+
+    def second(self, weight: Tensor, direction: Tensor, rate: Tensor) -> None:
+        """θ ← θ - rate·u."""
+        ...
+
+
+class EagerPasses:
+    """By torch's fused Adam and four more readings of the tensor."""
+
+    def __init__(self, adam: AdamDirection):
+        self.adam = adam
+
+    def first(
+        self, weight: Tensor, gradient: Tensor, state: Mapping[str, Tensor], direction: Tensor
+    ) -> Tensor:
+        """See `Passes`."""
+        self.adam.write([weight], [gradient], [state], [direction])
+        return torch.stack([norm(weight), norm(direction)])
+
+    def second(self, weight: Tensor, direction: Tensor, rate: Tensor) -> None:
+        """See `Passes`."""
+        wide = weight.to(direction.dtype)
+        weight.copy_(wide.addcmul_(direction, rate, value=-1.0))
+
+
+class CompiledPasses:
+    """By one compiled kernel each (`torch.compile`, which on a CPU needs a C++ compiler).
+
+    They are compiled twice, for square and for other matrices of any size, in some ten seconds
+    each; what is none takes the eager way, see `is_compilable`.
+    """
+
+    def __init__(self, adam: AdamDirection):
+        self.adam = adam
+        self.eager = EagerPasses(adam)
+
+    def first(
+        self, weight: Tensor, gradient: Tensor, state: Mapping[str, Tensor], direction: Tensor
+    ) -> Tensor:
+        """See `Passes`."""
+        if not is_compilable(weight):
+            return self.eager.first(weight, gradient, state, direction)
+        state["step"].add_(1)
+        m, v = state["exp_avg"], state["exp_avg_sq"]
+        tensors = [_as_rows(t) for t in (weight, gradient.contiguous(), m, v, direction)]
+        return _compiled()[0](*tensors, self._numbers(state["step"], m))
+
+    def second(self, weight: Tensor, direction: Tensor, rate: Tensor) -> None:
+        """See `Passes`."""
+        if not is_compilable(weight):
+            return self.eager.second(weight, direction, rate)
+        return _compiled()[1](_as_rows(weight), _as_rows(direction), rate)
+
+    def _numbers(self, step: Tensor, like: Tensor) -> Tensor:
+        """What the first pass multiplies with: a tensor, so that new values compile nothing."""
+        (beta1, beta2), eps, decay, is_corrected = self.adam
+        betas = torch.tensor([beta1, beta2], dtype=torch.float64, device=step.device)
+        corrections = 1 / (1 - betas**step) if is_corrected else torch.ones_like(betas)
+        values = [beta1, 1 - beta1, beta2, 1 - beta2, eps, decay]
+        constants = torch.tensor(values, dtype=torch.float64, device=step.device)
+        return torch.cat([constants, corrections]).to(like.device, like.dtype)
+
+
+def first_pass(
+    weight: Tensor, gradient: Tensor, m: Tensor, v: Tensor, direction: Tensor, numbers: Tensor
+) -> Tensor:
+    """`CompiledPasses.first` on matrices, in plain arithmetic for the compiler."""
+    g, wide = gradient.to(m.dtype), weight.to(m.dtype)
+    m_now = m * numbers[0] + g * numbers[1]
+    v_now = v * numbers[2] + g * g * numbers[3]
+    u = m_now * numbers[6] / ((v_now * numbers[7]).sqrt() + numbers[4]) + wide * numbers[5]
+    m.copy_(m_now)
+    v.copy_(v_now)
+    direction.copy_(u)
+    # row by row: one long sum in fp32 would lose digits
+    return torch.stack([(wide * wide).sum(-1).sum(), (u * u).sum(-1).sum()]).sqrt()
+
+
+def second_pass(weight: Tensor, direction: Tensor, rate: Tensor) -> None:
+    """`CompiledPasses.second` on matrices."""
+    weight.copy_(weight.to(direction.dtype) - rate * direction)
+
+
+def is_compilable(weight: Tensor) -> bool:
+    """Whether a tensor is a matrix in memory: each other kind would compile the passes anew."""
+    return weight.ndim > 1 and weight.is_contiguous() and min(_as_rows(weight).shape) > 1
+
+
+@cache
+def _compiled() -> tuple[Any, Any]:
+    first: Any = torch.compile(first_pass, dynamic=True, fullgraph=True)
+    second: Any = torch.compile(second_pass, dynamic=True, fullgraph=True)
+    return first, second
+
+
+def _as_rows(tensor: Tensor) -> Tensor:
+    """As a matrix of the same memory, but no view of the tensor: its shape would be compiled in."""
+    rows = tensor.shape[0]
+    shape = (rows, tensor.numel() // rows) if rows else (0, 0)
+    plain = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return plain.set_(tensor.untyped_storage(), tensor.storage_offset(), shape, (shape[1], 1))
