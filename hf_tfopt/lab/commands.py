@@ -162,7 +162,8 @@ def _lr_range(request: Request, experiment: Experiment, folder: Path) -> list[st
 def _reading_lines(reading: RangeReading, num_steps: int) -> list[str]:
     num_read = len(reading.rates)
     lines = [
-        f"lr {reading.rates[0]:.3g} to {reading.rates[-1]:.3g} in {num_read} of {num_steps} updates"
+        f"lr {reading.rates[0]:.3g} to {reading.rates[-1]:.3g} in {num_read} of {num_steps} "
+        "updates; losses beside those of the first weights on the same batches"
     ]
     if reading.recommended is None:
         return [*lines, f"No recommendation: {reading.note}"]

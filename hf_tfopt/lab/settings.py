@@ -33,7 +33,8 @@ USAGE = """hf-tfopt lab EXPERIMENT [NAME[=LR] ...] [RECIPE] [--key value ...]
 Every run of a comparison begins with the same weights, sees the same batches in the same order,
 makes the same number of updates and is evaluated on the same rows; each side may try as many
 learning rates as the others, around the one that is usual for it, or NAME=LR. The range test makes
-one run whose rate rises, and reads its smoothed loss. All keys of a recipe are flags too.
+one run whose rate rises, takes from each loss what the first weights have on that batch (a second
+run, that moves nothing), and reads the smoothed curve. All keys of a recipe are flags too.
 """
 
 EXPERIMENTS = (OPTIMIZERS_COMPARED, SCHEDULES_COMPARED, LR_RANGE)
@@ -41,10 +42,10 @@ EXPERIMENTS = (OPTIMIZERS_COMPARED, SCHEDULES_COMPARED, LR_RANGE)
 # The middle of an optimizer's sweep where a recipe has no default for it: where small models are
 # usually begun with. Those of one update rule have one rate.
 USUAL_RATES = {
-    "adafactor": 1e-2,  # times the root mean square of each weight
+    "adafactor": 2e-3,
     **dict.fromkeys(("adam", "adamw_8bit", "adamw_8bit_torchao", "adamw_4bit"), 2e-3),
-    "lamb": 1e-2,
-    **dict.fromkeys(("lion", "lion_8bit"), 3e-4),
+    "lamb": 3e-2,
+    **dict.fromkeys(("lion", "lion_8bit"), 1e-3),
     "schedule_free": 5e-3,
     "sgd": 0.1,
 }

@@ -106,8 +106,8 @@ def test_lr_range(lab):
     told, folder = lab("lr-range", optimizer="adamw", max_steps=16, lowest=1e-4, highest=10.0)
     assert sorted(path.name for path in folder.iterdir()) == ["lr_range.json", "lr_range.png"]
     content = json.loads((folder / "lr_range.json").read_text())
-    assert_alike(content, 2, 16)  # the second kept the first weights
     reading = content["reading"]
+    assert_alike(content, 2, len(reading["losses"]))  # the second run kept the first weights
     assert 10 <= len(reading["losses"]) == len(reading["rates"]) <= 16
     assert reading["rates"][0] == pytest.approx(1e-4)
     assert "recommend" in told.lower() and f"{reading['rates'][-1]:.3g}" in told

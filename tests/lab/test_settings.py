@@ -13,7 +13,7 @@ def test_each_optimizer_is_swept_around_its_usual_rate_whatever_the_recipe_has()
     asked = request("optimizers lion muon adamw=1e-3 bert-tiny --rates 3 --spacing 2")
     assert asked.recipe.learning_rate == 0.04, "the preset's own, for Muon"
     assert asked.sweeps() == {
-        "lion": (1.5e-4, 3e-4, 6e-4),
+        "lion": (5e-4, 1e-3, 2e-3),
         "muon": (0.015, 0.03, 0.06),
         "adamw": (5e-4, 1e-3, 2e-3),
     }
