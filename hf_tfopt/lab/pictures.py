@@ -8,6 +8,7 @@ from typing import IO, Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from numpy.typing import NDArray
 
 from hf_tfopt.lab.comparison import Comparison, Standing, Trial
 from hf_tfopt.lab.lr_range import RangeReading
@@ -83,10 +84,18 @@ def draw_lr_range(reading: RangeReading, target: Target, theme: Theme = LIGHT) -
             color = theme.curves[index]
             axes.axvline(rate, color=color, linestyle=line, label=f"{name}: {rate:g}")
     _log_rates(axes)
-    low, high = float(min(losses.min(), curve.min())), float(max(curve[0], *curve))
-    axes.set_ylim(*_widened(low, high))
+    axes.set_ylim(*_widened(*_read_part(losses, curve)))
     axes.legend(frameon=False, labelcolor=theme.ink, fontsize=8)
     save_figure(figure, target)
+
+
+def _read_part(losses: NDArray[np.float64], curve: NDArray[np.float64]) -> tuple[float, float]:
+    """Lowest and highest loss to show: the fall and as much of the rise, or all if nothing fell."""
+    bottom = int(curve.argmin())
+    low, high = float(curve[bottom]), float(curve[: bottom + 1].max())
+    if high == low:
+        return float(losses.min()), float(losses.max())
+    return min(low, float(losses[: bottom + 1].min())), min(2 * high - low, float(losses.max()))
 
 
 def _style(index: int, theme: Theme) -> dict[str, Any]:
