@@ -110,9 +110,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command; argparse would take a first flag after `explain` for its own."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["explain"] and not {"-h", "--help"} & {*words}:
+        return argparse.Namespace(command=_explain, words=words[1:])
+    return _parser().parse_args(words)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; the user's mistakes end in one line on stderr and exit code 2."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parsed(argv)
     try:
         arguments.command(arguments)
     except ValueError as error:

@@ -32,7 +32,13 @@ import hf_tfopt as tfo
 from hf_tfopt.hub import write_card
 from hf_tfopt.recipe.host_arguments import run_optimizer, run_schedule, training_arguments
 from hf_tfopt.recipe.keys import MAY_CHANGE_ON_RESUME, Recipe
-from hf_tfopt.recipe.masked_lm import masked_lm_model, masked_lm_tokenizer, model_config
+from hf_tfopt.recipe.masked_lm import (
+    masked_lm_corpus,
+    masked_lm_model,
+    masked_lm_rows,
+    masked_lm_tokenizer,
+    model_config,
+)
 from hf_tfopt.report import write_report
 from hf_tfopt.run.checkpoints import checkpoint_step, checkpoint_to_resume
 from hf_tfopt.run.completions import blanks, complete
@@ -67,18 +73,11 @@ def prepare(recipe: Recipe, is_resumed: bool) -> Prepared:
         claim(folder, is_resumed)
         check_unchanged(folder, dataclasses.asdict(recipe), MAY_CHANGE_ON_RESUME)
     with process.main_process_first():  # the others find tokenizer and rows on disk
-        corpus = tfo.load_corpus(
-            recipe.corpus,
-            eval_fraction=recipe.eval_fraction,
-            seed=recipe.seed,
-            text_column=recipe.text_column,
-            text_unit=recipe.text_unit,
-            max_documents=recipe.max_documents,
-        )
+        corpus = masked_lm_corpus(recipe)
         tokenizer = masked_lm_tokenizer(recipe, corpus["train"]["text"], folder)
         set_seed(recipe.seed)
         model = masked_lm_model(recipe, tokenizer)
-        rows = {name: _rows(recipe, part, tokenizer) for name, part in corpus.items()}
+        rows = {name: masked_lm_rows(recipe, part, tokenizer) for name, part in corpus.items()}
         total_steps = recipe.total_steps(len(rows["train"]), process.num_processes)
         arguments = training_arguments(recipe, total_steps, process.device)
         checkpoint = (
@@ -92,11 +91,6 @@ def prepare(recipe: Recipe, is_resumed: bool) -> Prepared:
     data = {name: data_facts(corpus[name], rows[name], recipe.max_length) for name in rows}
     trainer = _trainer(recipe, arguments, model, tokenizer, rows)
     return Prepared(recipe, folder, corpus, rows, data, trainer, checkpoint)
-
-
-def _rows(recipe: Recipe, documents: Any, tokenizer: Any) -> Any:
-    examples = tfo.tokenize(documents, tokenizer, recipe.max_length)
-    return tfo.pack(examples, recipe.max_length) if recipe.packing else examples
 
 
 def _trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, rows: Any) -> Any:

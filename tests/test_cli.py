@@ -29,6 +29,11 @@ def test_list_of_one_kind_shows_that_kind_alone(capsys):
     ]
 
 
+def test_explain_takes_flags_without_a_recipe(capsys):
+    main(["explain", "--weight_decay", "0.125"])
+    assert " 0.125 " in capsys.readouterr().out
+
+
 def test_explain_shows_every_group_of_a_recipe(capsys):
     main(["explain", "bert-mini", "--weight_decay", "0.1", "--learning_rate", "0.02"])
     title, headings, *rows = capsys.readouterr().out.splitlines()

@@ -15,17 +15,20 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils.logging import disable_progress_bar
 
 from hf_tfopt.data.collators import MaskedLMCollator
-from hf_tfopt.data.corpus import load_corpus
-from hf_tfopt.data.packing import pack
 from hf_tfopt.data.rows import ArrowRows
-from hf_tfopt.data.tokenizer import tokenize
 from hf_tfopt.lab.comparison import STEP_SECONDS
 from hf_tfopt.lab.witness import Witness, WitnessedTrainer
 from hf_tfopt.optimizers.for_trainer import build_optimizer, optimizer
 from hf_tfopt.plotting import History
 from hf_tfopt.recipe.host_arguments import run_optimizer, run_schedule, training_arguments
 from hf_tfopt.recipe.keys import Recipe
-from hf_tfopt.recipe.masked_lm import masked_lm_model, masked_lm_tokenizer, model_config
+from hf_tfopt.recipe.masked_lm import (
+    masked_lm_corpus,
+    masked_lm_model,
+    masked_lm_rows,
+    masked_lm_tokenizer,
+    model_config,
+)
 from hf_tfopt.run.facts import model_facts
 from hf_tfopt.schedules.for_trainer import ScheduleSpec
 from hf_tfopt.surgery.initialization import initialize_from_corpus
@@ -82,18 +85,13 @@ class Experiment:
         device: Any = PartialState(cpu=recipe.device == "cpu").device
         self.device: torch.device = device
         model_config(recipe)  # before the corpus is read: it tells most of what can be wrong
-        text_unit: Any = recipe.text_unit
-        corpus = load_corpus(
-            recipe.corpus,
-            eval_fraction=recipe.eval_fraction,
-            seed=recipe.seed,
-            text_column=recipe.text_column,
-            text_unit=text_unit,
-            max_documents=recipe.max_documents,
-        )
+        corpus = masked_lm_corpus(recipe)
         folder = Path(recipe.output_dir or "")
         self.tokenizer = masked_lm_tokenizer(recipe, corpus["train"]["text"], folder)
-        self.rows = {name: self._rows(documents) for name, documents in corpus.items()}
+        self.rows = {
+            name: ArrowRows(masked_lm_rows(recipe, documents, self.tokenizer))
+            for name, documents in corpus.items()
+        }
         set_seed(recipe.seed)
         model = masked_lm_model(recipe, self.tokenizer)
         if recipe.initialization == "corpus":
@@ -146,11 +144,6 @@ class Experiment:
         del trainer
         gc.collect()  # weights and optimizer stand in cycles and would outlive their run
         return log
-
-    def _rows(self, documents: Any) -> ArrowRows:
-        length = self.recipe.max_length
-        examples = tokenize(documents, self.tokenizer, length)
-        return ArrowRows(pack(examples, length) if self.recipe.packing else examples)
 
     def _num_steps(self, recipe: Recipe) -> int:
         return recipe.total_steps(len(self.rows["train"]))

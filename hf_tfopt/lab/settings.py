@@ -39,16 +39,6 @@ run, that moves nothing), and reads the smoothed curve. All keys of a recipe are
 
 EXPERIMENTS = (OPTIMIZERS_COMPARED, SCHEDULES_COMPARED, LR_RANGE)
 
-# The middle of an optimizer's sweep where a recipe has no default for it: where small models are
-# usually begun with. Those of one update rule have one rate.
-USUAL_RATES = {
-    "adafactor": 2e-3,
-    **dict.fromkeys(("adam", "adamw_8bit", "adamw_8bit_torchao", "adamw_4bit"), 2e-3),
-    "lamb": 3e-2,
-    **dict.fromkeys(("lion", "lion_8bit"), 1e-3),
-    "schedule_free": 5e-3,
-    "sgd": 0.1,
-}
 # Optimizers that do without a decay of the rate, and are at a disadvantage with one.
 _OWN_SCHEDULES = {"schedule_free": "constant"}
 
@@ -240,7 +230,7 @@ def _sides(
     if experiment == SCHEDULES_COMPARED:
         sides = {name: _with_schedule(recipe, name) for name in names}
     else:
-        sides = {name: _with_optimizer(recipe, name, rate) for name, rate in names.items()}
+        sides = {name: _with_optimizer(recipe, name) for name in names}
     given = {name: rate for name, rate in names.items() if rate is not None}
     return {name: at_rate(side, given.get(name, _rate(side))) for name, side in sides.items()}
 
@@ -252,7 +242,7 @@ def _with_schedule(recipe: Recipe, name: str) -> Recipe:
     return dataclasses.replace(recipe, schedule=name, decay_fraction=None, schedule_options=None)
 
 
-def _with_optimizer(recipe: Recipe, name: str, rate: float | None) -> Recipe:
+def _with_optimizer(recipe: Recipe, name: str) -> Recipe:
     """The recipe with an optimizer at its usual rate, whatever rate the recipe has.
 
     Its other options are the recipe's if it has that optimizer.
@@ -261,9 +251,4 @@ def _with_optimizer(recipe: Recipe, name: str, rate: float | None) -> Recipe:
     changes: dict[str, Any] = {"optimizer": name, "adamw_learning_rate": None}
     if name != recipe.optimizer:
         changes["optimizer_options"] = None
-    try:
-        return dataclasses.replace(recipe, **changes, learning_rate=USUAL_RATES.get(name))
-    except ValueError as error:
-        if rate is None:
-            raise ValueError(f"{name}: no usual learning rate is known; write {name}=LR") from error
-        return dataclasses.replace(recipe, **changes, learning_rate=rate)
+    return dataclasses.replace(recipe, **changes, learning_rate=None)

@@ -16,23 +16,24 @@ FIRST_RELATIVE_STEP = 1e-6  # with warmup_init
 
 
 class Adafactor(WideStateOptimizer):
-    """Adafactor: θ ← θ - ρ·λ·θ - ρ·max(ε₂, RMS(θ))·U / max(1, RMS(U) / d), tensor by tensor.
+    """Adafactor: θ ← θ - ρ·λ·θ - ρ·s·U / max(1, RMS(U) / d), tensor by tensor.
 
         U = g / √V;  V = R·Cᵀ / mean(R), of R and C, the averages of the means of g² + ε₁ over
         columns and over rows, of which step t keeps 1 - t^-decay_rate
 
-    ρ is the lr; with `relative_step`, lr · min(1/100, 1/√t), which at lr=1 is the paper's schedule,
-    so that another schedule is best left constant. Tensors of more than two dimensions are
+    ρ is the lr and s is 1, so that an lr means what AdamW's does. With `relative_step` ρ is
+    lr · min(1/100, 1/√t), which at lr=1 is the paper's schedule, so that another one is best left
+    constant; and with `scale_parameter` s = max(ε₂, RMS(θ)), so that ρ is the share of its RMS by
+    which a tensor moves. The paper has both. Tensors of more than two dimensions are
     factored over the last two, those of fewer keep all of V: the state of a matrix is as large as
     one row and one column, in fp32 whatever the parameters are in.
 
     Args:
         params: tensors, or groups such as `param_groups` gives.
-        lr: learning rate of groups that have none of their own: the share of its RMS by which a
-            tensor moves in one step.
+        lr: learning rate of groups that have none of their own.
         weight_decay: decoupled decay λ of groups that have none of their own, 0 or above.
         relative_step: let ρ fall with the steps.
-        scale_parameter: False: steps of RMS ρ, whatever the weights are, as AdamW's.
+        scale_parameter: make steps in proportion to the weights; None: as relative_step.
         warmup_init: ρ starts at lr · t / 10⁶; needs relative_step.
         clip_threshold: d, the largest RMS of U.
         decay_rate: above 0: the smaller, the longer the averages.
@@ -55,7 +56,7 @@ class Adafactor(WideStateOptimizer):
         lr: float,
         weight_decay: float = 0.0,
         relative_step: bool = False,
-        scale_parameter: bool = True,
+        scale_parameter: bool | None = None,
         warmup_init: bool = False,
         clip_threshold: float = 1.0,
         decay_rate: float = 0.8,
@@ -77,7 +78,7 @@ class Adafactor(WideStateOptimizer):
             "lr": lr,
             "weight_decay": weight_decay,
             "relative_step": relative_step,
-            "scale_parameter": scale_parameter,
+            "scale_parameter": relative_step if scale_parameter is None else scale_parameter,
             "warmup_init": warmup_init,
             "clip_threshold": clip_threshold,
             "decay_rate": decay_rate,

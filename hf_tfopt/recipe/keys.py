@@ -16,6 +16,7 @@ import yaml
 from hf_tfopt.data.masking import UNITS
 from hf_tfopt.optimizers import OPTIMIZERS
 from hf_tfopt.presets import PRESETS
+from hf_tfopt.recipe.rates import USUAL_RATES
 from hf_tfopt.recipe.typed_values import (
     INSIDE_UNIT,
     NOT_NEGATIVE,
@@ -46,7 +47,6 @@ MAY_CHANGE_ON_RESUME = (
     *("max_steps", "num_train_epochs", "logging_steps", "eval_steps", "save_steps", "device"),
     *("preset", "output_dir", "report_to", "license", "language"),
 )
-_LEARNING_RATES = {"muon": 0.03, "adamw": 2e-3}
 
 # A key given in a recipe or on the command line sets aside these of the preset below it.
 _SETS_ASIDE: dict[str, tuple[str, ...]] = {
@@ -165,13 +165,11 @@ class Recipe:
 
     def _conditional_keys(self) -> dict[str, tuple[bool, Any, str]]:
         """Of keys that only some recipes read: is it read, its value if none, and when."""
-        if self.learning_rate is None and self.optimizer not in _LEARNING_RATES:
-            raise ValueError(f"learning_rate: none given, and {self.optimizer} has no default here")
         new_tokenizer = self.tokenizer is None and not self.continues
         stable = self.schedule == "warmup_stable_decay"
         size = (not self.continues, None, "where a new model is built")
         return {
-            "learning_rate": (True, _LEARNING_RATES.get(self.optimizer), ""),
+            "learning_rate": (True, USUAL_RATES[self.optimizer], ""),
             "adamw_learning_rate": (self.optimizer == "muon", 3e-3, "by the optimizer muon"),
             "decay_fraction": (stable, 0.4, "by the schedule warmup_stable_decay"),
             "vocab_size": (new_tokenizer, 8192, "where a new tokenizer is trained"),

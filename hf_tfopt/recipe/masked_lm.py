@@ -1,4 +1,4 @@
-"""A recipe's model: a new one of the sizes it gives, or a trained one to go on from, checked."""
+"""A recipe's rows, tokenizer and model: new ones as it says, or those to go on from, checked."""
 
 from pathlib import Path
 from typing import Any
@@ -7,13 +7,34 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from hf_tfopt.data.corpus import load_corpus
 from hf_tfopt.data.model_inputs import ModelFacts
-from hf_tfopt.data.tokenizer import train_tokenizer
+from hf_tfopt.data.packing import pack
+from hf_tfopt.data.tokenizer import tokenize, train_tokenizer
 from hf_tfopt.recipe.keys import MODEL_SIZES, Recipe
 from hf_tfopt.registry import check_name, nearest
 from hf_tfopt.surgery.attention import unpadded_attention
 
 _SPECIAL_IDS = ("pad", "bos", "eos", "cls", "sep", "mask")
+
+
+def masked_lm_corpus(recipe: Recipe) -> Any:
+    """The recipe's documents, "train" and "eval"; raises ValueError as `load_corpus`."""
+    text_unit: Any = recipe.text_unit
+    return load_corpus(
+        recipe.corpus,
+        eval_fraction=recipe.eval_fraction,
+        seed=recipe.seed,
+        text_column=recipe.text_column,
+        text_unit=text_unit,
+        max_documents=recipe.max_documents,
+    )
+
+
+def masked_lm_rows(recipe: Recipe, documents: Any, tokenizer: Any) -> Any:
+    """Documents as the rows of batches: examples of `max_length` tokens, packed if it says so."""
+    examples = tokenize(documents, tokenizer, recipe.max_length)
+    return pack(examples, recipe.max_length) if recipe.packing else examples
 
 
 def model_config(recipe: Recipe) -> Any:

@@ -1,8 +1,9 @@
 import pytest
 
-from hf_tfopt.lab.settings import USUAL_RATES, at_rate, read_request
+from hf_tfopt.lab.settings import at_rate, read_request
 from hf_tfopt.optimizers import OPTIMIZERS
 from hf_tfopt.recipe.keys import load_recipe
+from hf_tfopt.recipe.rates import USUAL_RATES
 
 
 def request(text):
@@ -88,7 +89,7 @@ def test_a_recipe_may_be_a_file(tmp_path):
 
 
 def test_every_usual_rate_is_of_an_optimizer_and_makes_a_recipe():
-    assert {*USUAL_RATES} <= {*OPTIMIZERS}
+    assert {*USUAL_RATES} == {*OPTIMIZERS}
     asked = read_request(["optimizers", *USUAL_RATES])
     for name, side in asked.sides.items():
         assert side.learning_rate == USUAL_RATES[name]

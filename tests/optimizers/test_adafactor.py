@@ -91,7 +91,7 @@ def test_equals_the_hosts_where_both_say_the_same(options: dict[str, Any]) -> No
 def test_equals_torchs_while_its_rate_is_the_lr(weight_decay: float) -> None:
     """torch's rate is min(lr, 1/√t), and its ε₁² a limit of V, not added to g²."""
     ours, theirs = tensors(), tensors()
-    run(ours, Adafactor(ours, lr=0.02, weight_decay=weight_decay), 50)
+    run(ours, Adafactor(ours, lr=0.02, scale_parameter=True, weight_decay=weight_decay), 50)
     reference = torch.optim.Adafactor(
         theirs, lr=0.02, weight_decay=weight_decay, eps=(1e-15, 1e-3), d=1.0
     )
@@ -103,7 +103,7 @@ def test_equals_torchs_while_its_rate_is_the_lr(weight_decay: float) -> None:
 def test_the_papers_schedule_at_lr_1() -> None:
     """A first update has RMS 1, so that a step moves by ρ times the RMS of the weights."""
     parameter = nn.Parameter(torch.full((4,), 2.0))
-    optimizer = Adafactor([parameter], lr=1.0, relative_step=True)
+    optimizer = Adafactor([parameter], lr=1.0, scale_parameter=True, relative_step=True)
     for step in (1, 2):
         before = parameter.detach().clone()
         parameter.grad = torch.full((4,), 0.7)

@@ -14,7 +14,7 @@ class NaiveAdafactor:
         lr: float,
         weight_decay: float = 0.0,
         relative_step: bool = False,
-        scale_parameter: bool = True,
+        scale_parameter: bool | None = None,
         warmup_init: bool = False,
         clip_threshold: float = 1.0,
         decay_rate: float = 0.8,
@@ -24,7 +24,8 @@ class NaiveAdafactor:
     ):
         self.theta = theta.double().clone()
         self.lr, self.weight_decay = lr, weight_decay
-        self.relative_step, self.scale_parameter = relative_step, scale_parameter
+        self.relative_step = relative_step
+        self.scale_parameter = relative_step if scale_parameter is None else scale_parameter
         self.warmup_init, self.clip_threshold = warmup_init, clip_threshold
         self.decay_rate, self.beta1, self.eps = decay_rate, beta1, eps
         self.is_factored = factored and theta.ndim >= 2
