@@ -14,6 +14,7 @@ from hf_tfopt.optimizers.lamb_passes import CompiledPasses, EagerPasses, Passes,
 from hf_tfopt.optimizers.sharding import check_whole, local, norm, whole_norms
 from hf_tfopt.optimizers.wide_state import WideStateOptimizer
 
+SMALLEST_ALONE = 2**16  # numbers; below, what a kernel costs to call is most of its time
 Scratch = dict[tuple[torch.dtype, torch.device], Tensor]
 
 
@@ -38,7 +39,7 @@ class Lamb(WideStateOptimizer):
         max_trust_ratio: the largest φ; None: any, as published.
         adapt_vectors: φ for groups of vectors too.
         compiled: two compiled passes over each tensor instead of five eager ones; the first step
-            takes some twenty seconds more, and needs a C++ compiler on a CPU.
+            takes some ten seconds more, and needs a C++ compiler on a CPU.
 
     Raises:
         ValueError: for a number outside its range, or parameters that an engine has flattened
@@ -150,7 +151,9 @@ def lamb_update(
     passes = CompiledPasses(adam) if compiled else EagerPasses(adam)
     pairs = list(zip(parameters, states, strict=True))
     is_alone = [
-        p.device.type == "cpu" or (compiled and is_compilable(local(p))) for p in parameters
+        p.numel() >= SMALLEST_ALONE
+        and (p.device.type == "cpu" or (compiled and is_compilable(local(p))))
+        for p in parameters
     ]
     alone = [pair for pair, is_so in zip(pairs, is_alone, strict=True) if is_so]
     others = [pair for pair, is_so in zip(pairs, is_alone, strict=True) if not is_so]

@@ -47,8 +47,8 @@ class EagerPasses:
 class CompiledPasses:
     """By one compiled kernel each (`torch.compile`, which on a CPU needs a C++ compiler).
 
-    They are compiled twice, for square and for other matrices of any size, in some ten seconds
-    each; what is none takes the eager way, see `is_compilable`.
+    They are compiled once, for tensors of any size, in some ten seconds; what is strided takes the
+    eager way, see `is_compilable`.
     """
 
     def __init__(self, adam: AdamDirection):
@@ -63,14 +63,14 @@ class CompiledPasses:
             return self.eager.first(weight, gradient, state, direction)
         state["step"].add_(1)
         m, v = state["exp_avg"], state["exp_avg_sq"]
-        tensors = [_as_rows(t) for t in (weight, gradient.contiguous(), m, v, direction)]
+        tensors = [_flat(t) for t in (weight, gradient.contiguous(), m, v, direction)]
         return _compiled()[0](*tensors, self._numbers(state["step"], m))
 
     def second(self, weight: Tensor, direction: Tensor, rate: Tensor) -> None:
         """See `Passes`."""
         if not is_compilable(weight):
             return self.eager.second(weight, direction, rate)
-        return _compiled()[1](_as_rows(weight), _as_rows(direction), rate)
+        return _compiled()[1](_flat(weight), _flat(direction), rate)
 
     def _numbers(self, step: Tensor, like: Tensor) -> Tensor:
         """What the first pass multiplies with: a tensor, so that new values compile nothing."""
@@ -85,7 +85,11 @@ class CompiledPasses:
 def first_pass(
     weight: Tensor, gradient: Tensor, m: Tensor, v: Tensor, direction: Tensor, numbers: Tensor
 ) -> Tensor:
-    """`CompiledPasses.first` on matrices, in plain arithmetic for the compiler."""
+    """`CompiledPasses.first` on flat tensors, in plain arithmetic for the compiler.
+
+    One loop: sums over rows would make a second one. The compiler adds up in cascades, so that a
+    long sum in fp32 keeps its digits.
+    """
     g, wide = gradient.to(m.dtype), weight.to(m.dtype)
     m_now = m * numbers[0] + g * numbers[1]
     v_now = v * numbers[2] + g * g * numbers[3]
@@ -93,18 +97,17 @@ def first_pass(
     m.copy_(m_now)
     v.copy_(v_now)
     direction.copy_(u)
-    # row by row: one long sum in fp32 would lose digits
-    return torch.stack([(wide * wide).sum(-1).sum(), (u * u).sum(-1).sum()]).sqrt()
+    return torch.stack([(wide * wide).sum(), (u * u).sum()]).sqrt()
 
 
 def second_pass(weight: Tensor, direction: Tensor, rate: Tensor) -> None:
-    """`CompiledPasses.second` on matrices."""
+    """`CompiledPasses.second` on flat tensors."""
     weight.copy_(weight.to(direction.dtype) - rate * direction)
 
 
 def is_compilable(weight: Tensor) -> bool:
-    """Whether a tensor is a matrix in memory: each other kind would compile the passes anew."""
-    return weight.ndim > 1 and weight.is_contiguous() and min(_as_rows(weight).shape) > 1
+    """Whether a tensor is one piece of memory; one number alone would compile the passes anew."""
+    return weight.is_contiguous() and weight.numel() > 1
 
 
 @cache
@@ -114,9 +117,7 @@ def _compiled() -> tuple[Any, Any]:
     return first, second
 
 
-def _as_rows(tensor: Tensor) -> Tensor:
-    """As a matrix of the same memory, but no view of the tensor: its shape would be compiled in."""
-    rows = tensor.shape[0]
-    shape = (rows, tensor.numel() // rows) if rows else (0, 0)
+def _flat(tensor: Tensor) -> Tensor:
+    """All numbers in a row, in the same memory; no view, whose shape would be compiled in."""
     plain = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return plain.set_(tensor.untyped_storage(), tensor.storage_offset(), shape, (shape[1], 1))
+    return plain.set_(tensor.untyped_storage(), tensor.storage_offset(), (tensor.numel(),), (1,))

@@ -108,8 +108,9 @@ def test_finds_the_bottom_of_a_quadratic(name: str) -> None:
         optimizer.step()
         schedule.step()
     change_to("eval", optimizer)
-    # each step has the size of the lr, not of the gradient, and the last ones are below 1e-3
-    assert (model.weight - target).abs().max() < 5e-3
+    # each step has the size of the lr, not of the gradient; LAMB's of lr·‖θ‖, here 6 lr: the last
+    # five sum up to 0.02 in all of the weights together
+    assert (model.weight - target).abs().max() < 1e-2
 
 
 @pytest.mark.parametrize("name", NAMES)
