@@ -10,6 +10,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_utils import unwrap_peft_model
 
+from hf_tfopt.callbacks.evaluation_weights import EvaluationWeights
 from hf_tfopt.losses.for_trainer import loss_func
 from hf_tfopt.losses.reduction import IGNORE_INDEX
 from hf_tfopt.schedules.for_trainer import ScheduleSpec
@@ -37,7 +38,7 @@ def attach(
     Args:
         trainer: any instance of `transformers.Trainer`, before `train()`.
         loss: for `compute_loss_func`; none: `loss_func("cross_entropy")`.
-        callbacks: put in front of those it has.
+        callbacks: put in front of those it has, once each.
         schedule: `tfo.schedule(...)` or a name of `SCHEDULES`; None: the one it has.
 
     Returns:
@@ -54,24 +55,29 @@ def attach(
             "args.label_smoothing_factor would silently be ignored beside an attached loss; set it "
             "to 0 and attach loss_func('cross_entropy', label_smoothing=...)"
         )
-    has_objective = isinstance(trainer, TfoptMixin) and trainer.objective is not None
+    has_objective = isinstance(trainer, TfoptMixin) and trainer.training_objective is not None
     if has_objective and loss is not None:
         raise ValueError(
             f"{type(trainer).__name__} trains its objective and would ignore an attached loss; "
             "give it objective=None, or the loss as an option of its objective"
         )
+    refuse_what_deepspeed_drops(trainer, has_schedule=schedule is not None)
     if schedule is not None:
         _attach_schedule(trainer, checked_schedule(trainer, schedule))
-    refuse_what_deepspeed_drops(trainer)
     adopt_collator(trainer)
-    adopt_evaluation_weights(trainer)
     if trainer.compute_loss_func is None and not has_objective:
         _adapt_collator(trainer)
         trainer.compute_loss_func = loss or loss_func("cross_entropy")
     handler = trainer.callback_handler
     for callback in reversed(list(callbacks)):
+        if callback in handler.callbacks:
+            continue
+        if isinstance(callback, EvaluationWeights):  # its place is behind the host's
+            trainer.add_callback(callback)
+            continue
         handler.callbacks.insert(0, callback)
         callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+    adopt_evaluation_weights(trainer)
     return trainer
 
 

@@ -26,8 +26,9 @@ def checked_schedule(trainer: Any, schedule: ScheduleSpec | str) -> ScheduleSpec
                 f"args.{name}={getattr(args, name)!r} would silently be ignored beside schedule=; "
                 f"leave it out, and give tfo.schedule(name, warmup_steps=..., ...) what it needs"
             )
-    if trainer.lr_scheduler is not None:
-        raise ValueError("the trainer was given a scheduler already (optimizers=...)")
+    has_attached = "create_scheduler" in vars(trainer)
+    if has_attached or (trainer.lr_scheduler, getattr(trainer, "schedule", None)) != (None, None):
+        raise ValueError("the trainer was given a scheduler already (schedule= or optimizers=)")
     return schedule_named(schedule) if isinstance(schedule, str) else schedule
 
 
@@ -70,25 +71,27 @@ def filled_optimizer(trainer: Any) -> Generator[None]:
         ValueError: a search over arguments that the optimizer or the schedule does not read.
     """
     given = trainer.optimizer_cls_and_kwargs
-    if given is None or given[0] is not OptimizerFactory:
+    options = given[1] if given is not None and given[0] is OptimizerFactory else None
+    _refuse_a_search_without_effect(trainer, options)
+    if options is None:
         yield
         return
-    kind, options = given
-    _refuse_a_search_without_effect(trainer, has_own_rate=options["lr"] is not None)
     if options["lr"] is None:
         options = {**options, "lr": trainer.args.learning_rate}
-    trainer.optimizer_cls_and_kwargs = kind, options
+    trainer.optimizer_cls_and_kwargs = OptimizerFactory, options
     try:
         yield
     finally:
         trainer.optimizer_cls_and_kwargs = given
 
 
-def _refuse_a_search_without_effect(trainer: Any, has_own_rate: bool) -> None:
+def _refuse_a_search_without_effect(trainer: Any, options: dict[str, Any] | None) -> None:
     # private in the host (5.23, trainer.py:4600), which tells a trial's numbers nowhere else
     trial = getattr(trainer, "_trial", None)
     searched = getattr(trial, "params", trial) or {}
-    ignored = [*NOT_READ_BY_OPTIMIZERS, *(["learning_rate"] if has_own_rate else [])]
+    ignored: list[str] = [] if options is None else [*NOT_READ_BY_OPTIMIZERS]
+    if options is not None and options["lr"] is not None:
+        ignored.append("learning_rate")
     if getattr(trainer, "schedule", None) is not None:
         ignored += NOT_READ_BY_SCHEDULES
     for name in ignored:
@@ -100,13 +103,13 @@ def _refuse_a_search_without_effect(trainer: Any, has_own_rate: bool) -> None:
             )
 
 
-def refuse_what_deepspeed_drops(trainer: Any) -> None:
+def refuse_what_deepspeed_drops(trainer: Any, has_schedule: bool) -> None:
     """Raise ValueError for an optimizer or schedule that a DeepSpeed configuration replaces."""
     if not trainer.is_deepspeed_enabled:
         return
     config = trainer.args.hf_deepspeed_config.config
     has_optimizer = (trainer.optimizer, trainer.optimizer_cls_and_kwargs) != (None, None)
-    has_schedule = (trainer.lr_scheduler, getattr(trainer, "schedule", None)) != (None, None)
+    has_schedule = has_schedule or trainer.lr_scheduler is not None
     for section, is_given in (("optimizer", has_optimizer), ("scheduler", has_schedule)):
         if is_given and section in config:
             raise ValueError(

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import unwrap_peft_model
@@ -13,7 +12,7 @@ from transformers.trainer_utils import unwrap_peft_model
 from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum, add, combine, divide
 from hf_tfopt.objectives.base import Objective
 from hf_tfopt.objectives.language_modeling import LanguageModeling
-from hf_tfopt.optimizers.clipping import clip_grad_norm
+from hf_tfopt.optimizers.clipping import clip_grad_norm, is_on_one_cpu
 from hf_tfopt.schedules.for_trainer import ScheduleSpec
 from hf_tfopt.slots import (
     adopt_collator,
@@ -54,18 +53,21 @@ class TfoptMixin(Trainer):
     ):
         super().__init__(*args, **kwargs)
         self.schedule = None if schedule is None else checked_schedule(self, schedule)
-        refuse_what_deepspeed_drops(self)
+        refuse_what_deepspeed_drops(self, has_schedule=schedule is not None)
         self._is_auto = objective == "auto"
         if isinstance(objective, str) and not self._is_auto:
             raise ValueError(
                 f"objective is {objective!r}; give an objective (such as LanguageModeling()), "
                 "None for the model's own loss, or 'auto'"
             )
-        self.objective = self._auto_objective() if isinstance(objective, str) else objective
+        # not `objective`: a hyperparameter search keeps its score under that name
+        self.training_objective = (
+            self._auto_objective() if isinstance(objective, str) else objective
+        )
         self._is_prepared = False
         self._counts: dict[str, Tensor] = {}
         self._evaluated: list[dict[str, LossSum]] = []
-        if self.objective is not None:
+        if self.training_objective is not None:
             self.loss_is_scaled_for_ga = True  # read by the host's training_step
         adopt_collator(self)
         adopt_evaluation_weights(self)
@@ -75,10 +77,10 @@ class TfoptMixin(Trainer):
         embedding = getattr(self._module(), "get_output_embeddings", lambda: None)()
         return None if has_own_way or embedding is None else LanguageModeling()
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The host's; `tfo.optimizer(name, lr=None)` gets the arguments' `learning_rate`."""
         with filled_optimizer(self):
-            return super().create_optimizer(model)
+            return super().create_optimizer(*args, **kwargs)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -94,7 +96,7 @@ class TfoptMixin(Trainer):
 
     def _prepare_objective(self, batch: Mapping[str, Any]) -> None:
         """Once, with the first batch; an automatic objective that does not fit gives way, aloud."""
-        if self._is_prepared or self.objective is None:
+        if self._is_prepared or self.training_objective is None:
             return
         self._is_prepared = True
         try:
@@ -103,12 +105,12 @@ class TfoptMixin(Trainer):
                     f"{self.args.n_gpu} GPUs in one process (DataParallel) cannot share a head; "
                     "start one process for each with torchrun"
                 )
-            self.objective.prepare(self._module(), self._prepare_inputs(dict(batch)))
+            self.training_objective.prepare(self._module(), self._prepare_inputs(dict(batch)))
         except ValueError as error:
             if not self._is_auto:
                 raise
             logger.warning("Training on the model's own loss, scaled by the host: %s", error)
-            self.objective = None
+            self.training_objective = None
             self.loss_is_scaled_for_ga = None
 
     def get_batch_samples(
@@ -118,8 +120,10 @@ class TfoptMixin(Trainer):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             self._prepare_objective(next(filter(_has_targets, batches), batches[0]))
-        if self.objective is not None:
-            self._counts = self._counted([self.objective.counts(batch) for batch in batches])
+        if self.training_objective is not None:
+            self._counts = self._counted(
+                [self.training_objective.counts(batch) for batch in batches]
+            )
         return batches, num_items
 
     def _counted(self, pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -143,9 +147,11 @@ class TfoptMixin(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The objective's terms, divided by the counts of the whole batch; else the host's loss."""
-        if self.objective is None:
+        if self.training_objective is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        terms, outputs = self.objective.terms(model, self._module(), inputs, return_outputs)
+        terms, outputs = self.training_objective.terms(
+            model, self._module(), inputs, return_outputs
+        )
         if not model.training:
             self._evaluated.append({name: _detached(term) for name, term in terms.items()})
             loss = combine(terms)
@@ -157,19 +163,14 @@ class TfoptMixin(Trainer):
 
     # Private in the host (5.23, trainer.py:2773 and 2781), which has no slot for them.
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        if self._has_own_gradients():
+        if _is_on_one_cpu(model):
             return clip_grad_norm(model.parameters(), self.args.max_grad_norm)
         return super()._clip_grad_norm(model)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        if grad_norm is None and self._has_own_gradients():
+        if grad_norm is None and _is_on_one_cpu(model):
             grad_norm = clip_grad_norm(model.parameters())
         return super()._get_grad_norm(model, grad_norm)
-
-    def _has_own_gradients(self) -> bool:
-        """Whether every process has the whole gradients, and not multiplied by an fp16 scale."""
-        kinds = (DistributedType.NO, DistributedType.MULTI_CPU)
-        return self.accelerator.distributed_type in kinds and self.accelerator.scaler is None
 
     def prediction_step(
         self,
@@ -183,7 +184,7 @@ class TfoptMixin(Trainer):
         if "labels" in inputs:
             self._prepare_objective(inputs)
             inputs = self._without_repeats(inputs)
-        if self.objective is None or not prediction_loss_only or "labels" not in inputs:
+        if self.training_objective is None or not prediction_loss_only or "labels" not in inputs:
             return super().prediction_step(
                 model, inputs, prediction_loss_only, ignore_keys=ignore_keys, **options
             )
@@ -220,9 +221,9 @@ class TfoptMixin(Trainer):
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
-        if self._evaluated and self.objective is not None:
+        if self._evaluated and self.training_objective is not None:
             means = self._evaluation_means()
-            metrics = {"loss": sum(means.values()), **self.objective.metrics(means)}
+            metrics = {"loss": sum(means.values()), **self.training_objective.metrics(means)}
             exact = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
             output = output._replace(metrics={**(output.metrics or {}), **exact})
         self._evaluated = []
@@ -243,6 +244,13 @@ class TfoptTrainer(TfoptMixin):
 
 class TfoptSeq2SeqTrainer(TfoptMixin, Seq2SeqTrainer):
     """`transformers.Seq2SeqTrainer` with exact losses at the head; see `TfoptMixin`."""
+
+
+def _is_on_one_cpu(model: nn.Module) -> bool:
+    """Whether a process has all gradients itself: no device, shard or engine is between."""
+    return all(
+        is_on_one_cpu(p) and (p.grad is not None or not p.requires_grad) for p in model.parameters()
+    )
 
 
 def _has_targets(batch: Mapping[str, Any]) -> bool:

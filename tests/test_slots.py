@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import HPSearchBackend
 
 import hf_tfopt as tfo
@@ -80,12 +80,12 @@ def test_what_a_deepspeed_configuration_would_replace_is_refused(section: str) -
         is_deepspeed_enabled=True,
         args=SimpleNamespace(hf_deepspeed_config=SimpleNamespace(config=config)),
     )
-    refuse_what_deepspeed_drops(trainer)  # nothing is given, nothing dropped
+    refuse_what_deepspeed_drops(trainer, False)  # nothing is given, nothing dropped
     setattr(trainer, given[section], object())
     with pytest.raises(ValueError, match=f"has a section '{section}'"):
-        refuse_what_deepspeed_drops(trainer)
+        refuse_what_deepspeed_drops(trainer, False)
     config.clear()
-    refuse_what_deepspeed_drops(trainer)
+    refuse_what_deepspeed_drops(trainer, True)
 
 
 @pytest.mark.parametrize("attached", [False, True])
@@ -103,3 +103,85 @@ def test_schedule_free_leaves_its_average(attached: bool, tmp_path: Path) -> Non
         tfo.attach(trainer)
     trainer.train()
     assert not any(group["train_mode"] for group in trainer.optimizer.param_groups)
+
+
+class Search(TrainerCallback):
+    """What the host's search does with a trainer: before a trial, and with its score."""
+
+    trainer: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.objective = None
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.objective = 0.5
+
+
+@pytest.mark.invariant
+def test_a_search_does_not_touch_the_loss(tmp_path: Path) -> None:
+    losses = []
+    for callbacks in ([], [Search()]):
+        options = {"gradient_accumulation_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
+        data = {"train_dataset": Rows(24), "eval_dataset": Rows(5)}
+        args = arguments(tmp_path, **options)
+        trainer = tfo.TfoptTrainer(tiny("bert"), args, callbacks=callbacks, **data)
+        for callback in callbacks:
+            callback.trainer = trainer
+        trainer.train()
+        losses.append([e["loss"] for e in trainer.state.log_history if "loss" in e])
+    assert losses[0] == losses[1] and len(losses[0]) == 3
+
+
+def test_an_attached_schedule_that_deepspeed_would_replace_is_refused(tmp_path: Path) -> None:
+    trainer = Trainer(tiny("bert"), arguments(tmp_path), train_dataset=Rows(12))
+    trainer.is_deepspeed_enabled = True
+    trainer.args.hf_deepspeed_config = SimpleNamespace(config={"scheduler": {}})
+    with pytest.raises(ValueError, match="has a section 'scheduler'"):
+        tfo.attach(trainer, schedule="cosine")
+    assert "create_scheduler" not in vars(trainer)
+
+
+def test_a_second_schedule_is_refused(tmp_path: Path) -> None:
+    ours = tfo.TfoptTrainer(
+        tiny("bert"), arguments(tmp_path), train_dataset=Rows(12), schedule="cosine"
+    )
+    stock = tfo.attach(
+        Trainer(tiny("bert"), arguments(tmp_path), train_dataset=Rows(12)), schedule="cosine"
+    )
+    for trainer in (ours, stock):
+        with pytest.raises(ValueError, match="was given a scheduler already"):
+            tfo.attach(trainer, schedule="linear")
+
+
+def test_callbacks_are_attached_once_and_where_they_belong(tmp_path: Path) -> None:
+    trainer = Trainer(tiny("bert"), arguments(tmp_path), train_dataset=Rows(12))
+    given = [tfo.GroupRates(), tfo.EvaluationWeights()]
+    for _ in range(2):
+        tfo.attach(trainer, callbacks=given)
+        trainer.compute_loss_func = None
+    callbacks = trainer.callback_handler.callbacks
+    assert [callbacks.count(callback) for callback in given] == [1, 1]
+    assert callbacks[0] is given[0] and callbacks[-1] is given[1]
+
+
+def test_a_subclass_may_override_create_optimizer_as_the_host_documents_it(tmp_path: Path) -> None:
+    class Own(Trainer):
+        def create_optimizer(self):
+            return super().create_optimizer()
+
+    class Both(tfo.TfoptMixin, Own):
+        pass
+
+    trainer = Both(tiny("bert"), arguments(tmp_path), train_dataset=Rows(12))
+    trainer.train()
+    assert trainer.state.global_step == 3
+
+
+def test_a_search_over_the_schedule_is_refused_beside_the_hosts_optimizer(tmp_path: Path) -> None:
+    trainer = tfo.TfoptTrainer(
+        tiny("bert"), arguments(tmp_path), train_dataset=Rows(12), schedule="cosine"
+    )
+    trainer.hp_search_backend = HPSearchBackend.RAY
+    trainer._hp_search_setup({"lr_scheduler_type": "linear"})
+    with pytest.raises(ValueError, match="the search over lr_scheduler_type"):
+        trainer.create_optimizer()

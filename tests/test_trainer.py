@@ -154,7 +154,7 @@ def test_adapters_train_through_the_head(tmp_path: Path) -> None:
     model = get_peft_model(tiny("bert"), LoraConfig(target_modules=["query", "value"]))
     trainer = tfo.TfoptTrainer(model, arguments(tmp_path), train_dataset=Rows(12))
     trainer.train()
-    assert trainer.objective.plan.head == "cls.predictions.decoder"
+    assert trainer.training_objective.plan.head == "cls.predictions.decoder"
     own = model.eval()(**Rows(4).batch).loss.item()
     assert trainer.evaluate(Rows(4))["eval_loss"] == pytest.approx(own, rel=1e-6)
 
@@ -163,7 +163,7 @@ def test_an_adapter_on_the_head_is_seen(tmp_path: Path) -> None:
     model = get_peft_model(tiny("bert"), LoraConfig(target_modules=["query", "decoder"]))
     trainer = tfo.TfoptTrainer(model, arguments(tmp_path), train_dataset=Rows(12))
     trainer.train()
-    assert trainer.objective.plan.head is None, "the adapter would have been left out"
+    assert trainer.training_objective.plan.head is None, "the adapter would have been left out"
     own = model.eval()(**Rows(4).batch).loss.item()
     assert trainer.evaluate(Rows(4))["eval_loss"] == pytest.approx(own, rel=1e-6)
 
@@ -172,7 +172,7 @@ def test_models_without_a_word_head_keep_the_hosts_loss(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = BertForSequenceClassification(BertConfig(**SIZES, **NO_DROPOUT))
     trainer = tfo.TfoptTrainer(model, arguments(tmp_path))
-    assert trainer.objective is None
+    assert trainer.training_objective is None
 
 
 def test_an_automatic_objective_gives_way_aloud(
@@ -187,7 +187,7 @@ def test_an_automatic_objective_gives_way_aloud(
     with caplog.at_level(logging.WARNING):
         trainer.train()
     assert "Training on the model's own loss" in caplog.text
-    assert trainer.objective is None
+    assert trainer.training_objective is None
     demanded = tfo.TfoptTrainer(
         model, arguments(tmp_path), train_dataset=Rows(12), objective=tfo.LanguageModeling()
     )
@@ -225,7 +225,7 @@ def test_the_mixin_goes_before_another_trainer(tmp_path: Path) -> None:
     trainer = Ours(tiny("bert"), arguments(tmp_path), train_dataset=Rows(12))
     trainer.train()
     assert Theirs.steps == 3
-    assert isinstance(trainer.objective, tfo.LanguageModeling)
+    assert isinstance(trainer.training_objective, tfo.LanguageModeling)
 
 
 def test_seq2seq_generation_is_the_hosts(tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ class EvaluationWeights(TrainerCallback):
     that is loaded then is taken for y, and spoilt by the next evaluation. Optimizers without
     `train()` and `eval()` are left alone.
 
-    It must come after the callbacks that ask for a checkpoint; the host's own comes first. A
-    learning rate that falls is warned of, once in a run: the average stands for the decay.
+    It must come after the callbacks that ask for a checkpoint; the host's own comes first. What
+    saves by itself (the host's `enable_jit_checkpoint`, another callback) saves y, from which
+    training goes on as well. A learning rate that falls is warned of, once in a run: the average
+    stands for the decay.
 
     Raises:
         ValueError: when training begins, where an engine trains joined copies of the weights

@@ -168,7 +168,7 @@ def choose_targets(
         rule: the units and their fates.
         probability: the share of maskable tokens to choose, in (0, 1).
         word_starts: whether a word or a special token starts at each token, see `set_apart`; for
-            words and spans.
+            words and spans. It is written into.
 
     Paper: Devlin et al. 2019, BERT (https://arxiv.org/abs/1810.04805), section 3.1; for spans
     Joshi et al. 2020, SpanBERT (https://arxiv.org/abs/1907.10529), section 3.1. Differs: units are

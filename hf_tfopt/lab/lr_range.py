@@ -115,8 +115,11 @@ def read_lr_range(rates: Sequence[float], losses: Sequence[float]) -> RangeReadi
     begin = int(falling.argmax())
     nearly = begin + int((falling[begin:] <= falling[-1] + (1 - NEARLY) * fell).argmax())
     steep = int(np.gradient(curve, x)[: bottom + 1].argmin())
-    at_end = bottom == len(curve) - 1
-    note = "edge: the loss still falls at the highest rate, go higher" if at_end else ""
+    note = ""
+    if bottom == len(curve) - 1 and len(y) < len(losses):
+        note = "the loss fell until the next rate broke it: the limit is there"
+    elif bottom == len(curve) - 1:
+        note = "edge: the loss still falls at the highest rate, go higher"
     recommended, fastest, lowest = (float(f"{math.exp(x[i]):.3g}") for i in (nearly, steep, bottom))
     return RangeReading(*_floats(np.exp(x), y, curve), recommended, fastest, lowest, note)
 

@@ -13,6 +13,10 @@ from hf_tfopt.optimizers.wide_state import WideStateOptimizer
 
 LARGEST_RELATIVE_STEP = 1e-2  # section 9 of the paper, as is the next line
 FIRST_RELATIVE_STEP = 1e-6  # with warmup_init
+_OF_THE_UPDATE = (
+    *("lr", "weight_decay", "relative_step", "scale_parameter", "warmup_init"),
+    *("clip_threshold", "decay_rate", "beta1", "eps"),
+)
 
 
 class Adafactor(WideStateOptimizer):
@@ -87,12 +91,11 @@ class Adafactor(WideStateOptimizer):
             "eps": tuple(eps),
         }
         super().__init__(params, defaults)
-        self._options = tuple(key for key in defaults if key != "factored")
 
     def step_group(self, trained: list[Tensor], group: dict[str, Any]) -> None:
         """Update the parameters of a group that have a gradient."""
         check_whole("Adafactor", group)
-        options = {key: group[key] for key in self._options}
+        options = {key: group[key] for key in _OF_THE_UPDATE}
         for parameter in trained:
             state = self.state[parameter]
             if not state:
@@ -125,14 +128,14 @@ def adafactor_update(
     state: dict[str, Tensor],
     *,
     lr: float,
-    weight_decay: float = 0.0,
-    relative_step: bool = False,
-    scale_parameter: bool = True,
-    warmup_init: bool = False,
-    clip_threshold: float = 1.0,
-    decay_rate: float = 0.8,
-    beta1: float = 0.0,
-    eps: tuple[float, float] = (1e-30, 1e-3),
+    weight_decay: float,
+    relative_step: bool,
+    scale_parameter: bool,
+    warmup_init: bool,
+    clip_threshold: float,
+    decay_rate: float,
+    beta1: float,
+    eps: tuple[float, float],
 ) -> None:
     """Update a parameter and its state by one step of Adafactor, see `Adafactor`.
 

@@ -22,11 +22,11 @@ class AdamWVariant(WideStateOptimizer):
         θ ← θ - d·λ·θ - η·c·u;   u = m̂ / (√v̂ + ε)
 
     stable: η = lr / max(1, RMS(g / max(√v̂, ε))), a shorter step where v has fallen behind g; else
-    η = lr. cautious: c = n / (k + 1) where u and g agree in sign, 0 elsewhere, k being the number
-    of the n weights of a tensor where they do; else c = 1. decay: d = η with "lr_coupled", as torch
-    has it; with "decoupled" d = η / lr₀, which a schedule moves but not the peak lr₀ of the group.
-    Sums are over whole tensors, also where they are sharded (DTensor). The state is kept in fp32,
-    whatever the parameters are in.
+    η = lr. cautious: c = n / (k + 1) where u and g agree in sign, 0 elsewhere, with n the number of
+    a tensor's weights whose g is not 0 and k of those where they agree; else c = 1. decay: d = η
+    with "lr_coupled", as torch has it; with "decoupled" d = η / lr₀, which a schedule moves but not
+    the peak lr₀ of the group. Sums are over whole tensors, also where they are sharded (DTensor).
+    The state is kept in fp32, whatever the parameters are in.
 
     Args:
         params: tensors, or groups such as `param_groups` gives.
@@ -41,7 +41,9 @@ class AdamWVariant(WideStateOptimizer):
     Raises:
         ValueError: for a number outside its range or an unknown `decay`.
 
-    Paper: Liang et al. 2024, Cautious Optimizers, https://arxiv.org/abs/2411.16085, algorithm 2;
+    Paper: Liang et al. 2024, Cautious Optimizers, https://arxiv.org/abs/2411.16085, algorithm 2
+        (differs: n is of all weights there, which lengthens the steps of a table's few rows that a
+        batch has words of);
         Wortsman et al. 2023, Stable and low-precision training, https://arxiv.org/abs/2304.13013,
         algorithm 2 (stable); Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101,
         algorithm 2 (decoupled: their η is a schedule's multiplier, without the lr).
@@ -148,8 +150,11 @@ def _stable_factor(
 def _keep_agreeing(parameter: Tensor, direction: Tensor, gradient: Tensor) -> None:
     """Multiply the direction by n / (k + 1) where it agrees with the gradient, by 0 elsewhere."""
     agree = ((direction * gradient) > 0).to(direction.dtype)
-    num_agreeing = _whole_norm(agree, parameter).square()  # of zeros and ones
-    direction.mul_(agree).mul_(parameter.numel() / (num_agreeing + 1))
+    counts = [
+        _whole_norm(flags, parameter).square()  # of zeros and ones
+        for flags in ((gradient != 0).to(direction.dtype), agree)
+    ]
+    direction.mul_(agree).mul_(counts[0] / (counts[1] + 1))
 
 
 def _whole_norm(tensor: Tensor, parameter: Tensor) -> Tensor:

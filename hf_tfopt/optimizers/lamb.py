@@ -10,7 +10,7 @@ from hf_tfopt.optimizers.adam_direction import AdamDirection
 from hf_tfopt.optimizers.adamw import adamw_state
 from hf_tfopt.optimizers.checks import check_betas, check_not_negative, check_positive
 from hf_tfopt.optimizers.foreach import foreach_add, foreach_mul
-from hf_tfopt.optimizers.lamb_passes import CompiledPasses, EagerPasses, Passes, is_compilable
+from hf_tfopt.optimizers.lamb_passes import CompiledPasses, EagerPasses, Passes
 from hf_tfopt.optimizers.sharding import check_whole, local, norm, whole_norms
 from hf_tfopt.optimizers.wide_state import WideStateOptimizer
 
@@ -38,7 +38,7 @@ class Lamb(WideStateOptimizer):
         bias_correction: take the averages' bias towards 0 away.
         max_trust_ratio: the largest φ; None: any, as published.
         adapt_vectors: φ for groups of vectors too.
-        compiled: two compiled passes over each tensor instead of five eager ones; the first step
+        compiled: two compiled passes over large tensors instead of five eager ones; the first step
             takes some ten seconds more, and needs a C++ compiler on a CPU.
 
     Raises:
@@ -80,6 +80,11 @@ class Lamb(WideStateOptimizer):
         }
         super().__init__(params, defaults)
         self._scratch: Scratch = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up what pickling or copying keeps; the scratch is made anew."""
+        super().__setstate__(state)
+        self._scratch = {}
 
     def step_group(self, trained: list[Tensor], group: dict[str, Any]) -> None:
         """Update the parameters of a group that have a gradient."""
@@ -151,9 +156,7 @@ def lamb_update(
     passes = CompiledPasses(adam) if compiled else EagerPasses(adam)
     pairs = list(zip(parameters, states, strict=True))
     is_alone = [
-        p.numel() >= SMALLEST_ALONE
-        and (p.device.type == "cpu" or (compiled and is_compilable(local(p))))
-        for p in parameters
+        p.numel() >= SMALLEST_ALONE and (p.device.type == "cpu" or compiled) for p in parameters
     ]
     alone = [pair for pair, is_so in zip(pairs, is_alone, strict=True) if is_so]
     others = [pair for pair, is_so in zip(pairs, is_alone, strict=True) if not is_so]

@@ -136,8 +136,8 @@ class Muon(WideStateOptimizer):
             check_positive("adamw_lr", adamw_lr)
         scale = scale or ("match_rms_adamw" if adamw_lr is None else "original")
         check_name("scale", scale, get_args(Scale))
-        self._adamw_ratio = 1.0 if adamw_lr is None else adamw_lr / lr
         defaults = {
+            "adamw_ratio": 1.0 if adamw_lr is None else adamw_lr / lr,
             "lr": lr,
             "weight_decay": weight_decay,
             "momentum": momentum,
@@ -159,7 +159,7 @@ class Muon(WideStateOptimizer):
         super().add_param_group({"use_muon": uses_muon, **param_group})
         group = self.param_groups[-1]
         if not group["use_muon"]:
-            group["lr"] *= self._adamw_ratio
+            group["lr"] *= group["adamw_ratio"]
             return
         for tensor in group["params"]:
             if tensor.ndim != 2:

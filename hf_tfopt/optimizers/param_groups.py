@@ -96,12 +96,14 @@ def param_groups(
 
     Raises:
         ValueError: for a number outside its range, a pattern that no parameter is left for, a
-            layer decay where there are no layers, or a model with nothing to train.
+            layer decay where there are no layers, a model with nothing to train, or one that FSDP1
+            has flattened.
 
     Paper: for the layers' rates, Howard and Ruder 2018, ULMFiT, https://arxiv.org/abs/1801.06146,
         section 3.2, and Clark et al. 2020, ELECTRA, https://arxiv.org/abs/2003.10555, table 7.
     """
     check_group_options(lr, weight_decay, layer_decay=layer_decay, multipliers=multipliers)
+    _refuse_flattened(model)
     kept = {"vectors"} if decay_embeddings else {"vectors", "embeddings"}
     places = named_places(model)
     distances = {name: place.distance if layer_decay != 1 else 0 for name, place in places.items()}
@@ -196,6 +198,15 @@ def _matches(pattern: str, name: str, place: Place) -> bool:
     if pattern in get_args(Part):
         return place.part == pattern
     return re.search(pattern, name) is not None
+
+
+def _refuse_flattened(model: nn.Module) -> None:
+    # by name: the class is not imported for those who do not use it
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise ValueError(
+            "FSDP1 leaves flat pieces of the parameters, by which biases cannot be told from "
+            'matrices; use FSDP2 (fsdp_config={"version": 2}, the default)'
+        )
 
 
 def _owners(model: nn.Module) -> dict[nn.Parameter, list[nn.Module]]:

@@ -42,9 +42,9 @@ def test_rates_of_the_update_and_shares_reach_history_and_reporters(tmp_path: Pa
         assert log[f"lr/{trainer.optimizer.param_groups[0]['name']}"] == log["learning_rate"]
     shares = {name: logs[0][f"share/{name}"] for name in groups}
     assert sum(shares.values()) == pytest.approx(1)
+    sizes = {name: sum(t.numel() for t in group["params"]) for name, group in groups.items()}
     total = sum(parameter.numel() for parameter in model.parameters())
-    embeddings = model.get_input_embeddings().weight.numel()
-    assert max(shares.values()) >= embeddings / total
+    assert shares == {name: pytest.approx(size / total) for name, size in sizes.items()}
     assert not any(key.startswith("share/") for log in logs[1:] for key in log)
     assert [log["lr/" + next(iter(groups))] for log in reporter.seen if "loss" in log] == [
         log["lr/" + next(iter(groups))] for log in logs

@@ -137,3 +137,10 @@ def test_it_stops_when_the_smoothed_loss_is_far_up_and_not_before():
     assert first > int(np.argmin(losses))
     assert should_stop([1.0] * 20 + [math.nan]) and should_stop([math.inf])
     assert not should_stop([6.0, 60.0])  # too early to tell
+
+
+def test_a_loss_that_breaks_while_it_falls_marks_the_limit():
+    rates = rising_rates(1e-4, 1.0, 100)
+    falling = [6.0 - 0.03 * step for step in range(60)]
+    assert read_lr_range(rates, [*falling, math.nan]).note.endswith("the limit is there")
+    assert "go higher" in read_lr_range(rates, falling).note

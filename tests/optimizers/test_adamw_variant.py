@@ -30,6 +30,7 @@ def test_equals_the_reference_for_50_steps(cautious: bool, stable: bool, decay: 
         for parameter, twin in zip(parameters, twins, strict=True):
             # sudden growth, which `stable` is for
             parameter.grad = torch.randn(parameter.shape) * (10 if step % 10 == 9 else 1)
+            parameter.grad[step % len(parameter)] = 0  # as of a word that is not in the batch
             twin.lr = rate
             twin.step(parameter.grad)
         optimizer.step()
@@ -62,6 +63,15 @@ def test_a_weight_that_momentum_moves_against_its_gradient_stands_still() -> Non
     optimizer.step()
     assert parameter[2] == before[2]
     assert (parameter[:2] < before[:2]).all()
+
+
+def test_the_rows_of_a_table_that_are_read_keep_their_pace() -> None:
+    parameter = nn.Parameter(torch.zeros(1000, 8))
+    optimizer = AdamWVariant([parameter], lr=1e-3, cautious=True)
+    parameter.grad = torch.zeros(1000, 8)
+    parameter.grad[:5] = 1.0
+    optimizer.step()
+    assert parameter.abs().max() < 1e-3 and parameter[:5].abs().min() > 0.9e-3
 
 
 def test_stable_shortens_the_step_after_a_jump_only() -> None:

@@ -1,5 +1,6 @@
 """What every optimizer must keep, for the options that bring out its state."""
 
+import copy
 import io
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -108,9 +109,9 @@ def test_finds_the_bottom_of_a_quadratic(name: str) -> None:
         optimizer.step()
         schedule.step()
     change_to("eval", optimizer)
-    # each step has the size of the lr, not of the gradient; LAMB's of lr·‖θ‖, here 6 lr: the last
-    # five sum up to 0.02 in all of the weights together
-    assert (model.weight - target).abs().max() < 1e-2
+    # each step has the size of the lr, not of the gradient, and the last ones are below 1e-3;
+    # LAMB's has that of lr·‖θ‖, here 6 lr
+    assert (model.weight - target).abs().max() < (1e-2 if name == "lamb" else 5e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -211,3 +212,20 @@ def decayed(weight: torch.Tensor, name: str) -> torch.Tensor:
     if name == "adam":  # the same, for each weight by itself
         return weight - lr * weight.sign()
     return weight * (1 - lr * 0.5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copy_goes_on_alike(name: str) -> None:
+    print("seed 0")
+    model = two_layers(name)
+    optimizer = tfo.build_optimizer(model, name, **SETTINGS[name])
+    train(model, optimizer, range(2))
+    pair = copy.deepcopy((model, optimizer))
+    if "bitsandbytes" in str(type(optimizer).__mro__):  # whose copies are broken, as of 0.50.2
+        with pytest.raises(AttributeError, match="initialized"):
+            pair[1].step()
+        return
+    for copied in ((model, optimizer), pair):
+        train(*copied, range(2, 4))
+    for found, expected in zip(pair[0].parameters(), model.parameters(), strict=True):
+        assert found.equal(expected)

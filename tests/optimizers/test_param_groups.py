@@ -369,3 +369,15 @@ def test_quantised_weights_rest_and_their_adapters_learn() -> None:
     after = model.state_dict()
     assert after[f"{prefix}.0.attention.self.query.base_layer.weight"].equal(before)
     assert after[f"{prefix}.0.attention.self.query.lora_B.default.weight"].any()
+
+
+def test_what_fsdp1_has_flattened_is_refused() -> None:
+    class FullyShardedDataParallel(nn.Module):
+        """Stands for FSDP1's, whose pieces of parameters are all vectors."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = nn.Linear(2, 2)
+
+    with pytest.raises(ValueError, match="use FSDP2"):
+        tfo.param_groups(FullyShardedDataParallel(), lr=1e-3)

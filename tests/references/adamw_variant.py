@@ -37,8 +37,9 @@ class NaiveAdamWVariant:
             squares += (g / max(root, self.eps)) ** 2 if self.stable else 0.0
         rate = self.lr / max(1.0, (squares / num) ** 0.5)
         num_agreeing = sum(u * g > 0 for u, g in zip(directions, gradients, strict=True))
+        num_moved = sum(g != 0 for g in gradients)
         for i, (u, g) in enumerate(zip(directions, gradients, strict=True)):
             if self.cautious:
-                u = u * num / (num_agreeing + 1) if u * g > 0 else 0.0
+                u = u * num_moved / (num_agreeing + 1) if u * g > 0 else 0.0
             shrink = rate if self.decay == "lr_coupled" else rate / self.peak_lr
             self.theta[i] = self.theta[i] * (1 - shrink * self.weight_decay) - rate * u
