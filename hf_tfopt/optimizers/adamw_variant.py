@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hf_tfopt.optimizers.adam_direction import AdamDirection
 from hf_tfopt.optimizers.adamw import adamw_state
-from hf_tfopt.optimizers.checks import check_betas, check_not_negative, check_positive
+from hf_tfopt.optimizers.checks import check_adam, check_positive
 from hf_tfopt.optimizers.sharding import check_whole, local, norm, whole_norms
 from hf_tfopt.optimizers.wide_state import WideStateOptimizer
 from hf_tfopt.registry import check_name
@@ -60,10 +60,9 @@ class AdamWVariant(WideStateOptimizer):
         stable: bool = False,
         decay: Decay = "lr_coupled",
     ):
-        check_positive("lr", lr)
-        check_not_negative("weight_decay", weight_decay)
-        check_betas(betas)
-        check_positive("eps", eps) if stable else check_not_negative("eps", eps)
+        check_adam(lr, weight_decay, betas, eps)
+        if stable:
+            check_positive("eps", eps)
         check_name("decay", decay, get_args(Decay))
         defaults = {
             "lr": lr,

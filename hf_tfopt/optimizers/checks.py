@@ -37,6 +37,14 @@ def check_betas(betas: Sequence[float]) -> None:
         check_share(f"betas[{index}]", beta)
 
 
+def check_adam(lr: Any, weight_decay: Any, betas: Sequence[float], eps: Any = 0.0) -> None:
+    """Raise ValueError for what is out of range in the numbers of AdamW and its kin."""
+    check_positive("lr", lr)
+    check_not_negative("weight_decay", weight_decay)
+    check_betas(betas)
+    check_not_negative("eps", eps)
+
+
 def _is_number(value: Any) -> bool:
     is_real = isinstance(value, int | float) and not isinstance(value, bool)
     return is_real and math.isfinite(value)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hf_tfopt.optimizers.adam_direction import AdamDirection
 from hf_tfopt.optimizers.adamw import adamw_state
-from hf_tfopt.optimizers.checks import check_betas, check_not_negative, check_positive
+from hf_tfopt.optimizers.checks import check_adam, check_positive
 from hf_tfopt.optimizers.foreach import foreach_add, foreach_mul
 from hf_tfopt.optimizers.lamb_passes import CompiledPasses, EagerPasses, Passes
 from hf_tfopt.optimizers.sharding import check_whole, local, norm, whole_norms
@@ -62,10 +62,7 @@ class Lamb(WideStateOptimizer):
         adapt_vectors: bool = False,
         compiled: bool = False,
     ):
-        check_positive("lr", lr)
-        check_not_negative("weight_decay", weight_decay)
-        check_betas(betas)
-        check_not_negative("eps", eps)
+        check_adam(lr, weight_decay, betas, eps)
         if max_trust_ratio is not None:
             check_positive("max_trust_ratio", max_trust_ratio)
         defaults = {

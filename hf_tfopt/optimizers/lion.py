@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_tfopt.optimizers.checks import check_betas, check_not_negative, check_positive
+from hf_tfopt.optimizers.checks import check_adam
 from hf_tfopt.optimizers.foreach import (
     foreach_add,
     foreach_lerp,
@@ -43,9 +43,7 @@ class Lion(WideStateOptimizer):
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.99),
     ):
-        check_positive("lr", lr)
-        check_not_negative("weight_decay", weight_decay)
-        check_betas(betas)
+        check_adam(lr, weight_decay, betas)
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "betas": tuple(betas)})
 
     def step_group(self, trained: list[Tensor], group: dict[str, Any]) -> None:

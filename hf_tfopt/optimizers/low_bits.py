@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_tfopt.optimizers.adamw import as_groups
-from hf_tfopt.optimizers.checks import check_betas, check_count, check_not_negative, check_positive
+from hf_tfopt.optimizers.checks import check_adam, check_count
 from hf_tfopt.registry import Lazy
 
 _BITSANDBYTES_ADAMW = Lazy("bitsandbytes.optim:AdamW", extra="quantization")
@@ -49,7 +49,7 @@ def adamw_8bit(
     Paper: Dettmers et al. 2022, 8-bit Optimizers via Block-wise Quantization,
         https://arxiv.org/abs/2110.02861.
     """
-    _check_options(lr, weight_decay, betas, eps)
+    check_adam(lr, weight_decay, betas, eps)
     return _by_group(_BITSANDBYTES_ADAMW.load())(
         _with_bits(params, embedding_bits),
         lr=lr,
@@ -89,7 +89,7 @@ def lion_8bit(
     Paper: Chen et al. 2023, Symbolic Discovery of Optimization Algorithms,
         https://arxiv.org/abs/2302.06675, algorithm 2, with the rounding of `adamw_8bit`.
     """
-    _check_options(lr, weight_decay, betas)
+    check_adam(lr, weight_decay, betas)
     return _by_group(_BITSANDBYTES_LION.load())(
         _with_bits(params, embedding_bits),
         lr=lr,
@@ -176,7 +176,7 @@ def _of_torchao(
     eps: float,
     stochastic_rounding: bool,
 ) -> torch.optim.Optimizer:
-    _check_options(lr, weight_decay, betas, eps)
+    check_adam(lr, weight_decay, betas, eps)
     groups, _ = as_groups(params)
     return optimizer.load()(
         groups,
@@ -214,15 +214,6 @@ def _with_bits(
         groups.append({"optim_bits": bits, **group})
         _check_bits("a group's optim_bits", groups[-1]["optim_bits"])
     return groups
-
-
-def _check_options(
-    lr: float, weight_decay: float, betas: tuple[float, float], eps: float = 0.0
-) -> None:
-    check_positive("lr", lr)
-    check_not_negative("weight_decay", weight_decay)
-    check_betas(betas)
-    check_not_negative("eps", eps)
 
 
 def _check_bits(name: str, bits: int) -> None:

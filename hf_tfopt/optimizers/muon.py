@@ -9,9 +9,8 @@ from torch import Tensor
 
 from hf_tfopt.optimizers.adamw import adamw_state, adamw_update
 from hf_tfopt.optimizers.checks import (
-    check_betas,
+    check_adam,
     check_count,
-    check_not_negative,
     check_positive,
     check_share,
 )
@@ -125,13 +124,10 @@ class Muon(WideStateOptimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
     ):
-        check_positive("lr", lr)
-        check_not_negative("weight_decay", weight_decay)
+        check_adam(lr, weight_decay, betas, eps)
         check_share("momentum", momentum)
         check_count("num_steps", num_steps)
         check_name("precision", precision, get_args(Precision))
-        check_betas(betas)
-        check_not_negative("eps", eps)
         if adamw_lr is not None:
             check_positive("adamw_lr", adamw_lr)
         scale = scale or ("match_rms_adamw" if adamw_lr is None else "original")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_tfopt.optimizers.adamw import as_groups
-from hf_tfopt.optimizers.checks import check_betas, check_not_negative, check_positive
+from hf_tfopt.optimizers.checks import check_adam, check_not_negative, check_positive
 from hf_tfopt.registry import Lazy
 
 _ADAMW = Lazy("schedulefree:AdamWScheduleFree", extra="schedulefree")
@@ -56,11 +56,8 @@ def schedule_free(
     Paper: Defazio et al. 2024, The Road Less Scheduled, https://arxiv.org/abs/2405.15682,
         algorithm 1. Differs: as in the package, the average weighs by lr_max instead of the lr.
     """
-    check_positive("lr", lr)
-    check_not_negative("weight_decay", weight_decay)
-    check_betas(betas)
+    check_adam(lr, weight_decay, betas, eps)
     check_positive("betas[0]", betas[0])  # x = y + (1 - 1/β₁)·(z - y)
-    check_not_negative("eps", eps)
     check_not_negative("step_power", step_power)
     check_not_negative("lr_power", lr_power)
     _check_steps(warmup_steps)
