@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import unwrap_peft_model
@@ -163,14 +164,22 @@ class TfoptMixin(Trainer):
 
     # Private in the host (5.23, trainer.py:2773 and 2781), which has no slot for them.
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        if _is_on_one_cpu(model):
+        if self._has_own_gradients(model):
             return clip_grad_norm(model.parameters(), self.args.max_grad_norm)
         return super()._clip_grad_norm(model)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        if grad_norm is None and _is_on_one_cpu(model):
+        if grad_norm is None and self._has_own_gradients(model):
             grad_norm = clip_grad_norm(model.parameters())
         return super()._get_grad_norm(model, grad_norm)
+
+    def _has_own_gradients(self, model: nn.Module) -> bool:
+        """Whether a process has all gradients itself: no device, shard or engine is between."""
+        is_plain = self.accelerator.distributed_type in (
+            DistributedType.NO,
+            DistributedType.MULTI_CPU,
+        )
+        return is_plain and all(map(is_on_one_cpu, model.parameters()))
 
     def prediction_step(
         self,
@@ -244,13 +253,6 @@ class TfoptTrainer(TfoptMixin):
 
 class TfoptSeq2SeqTrainer(TfoptMixin, Seq2SeqTrainer):
     """`transformers.Seq2SeqTrainer` with exact losses at the head; see `TfoptMixin`."""
-
-
-def _is_on_one_cpu(model: nn.Module) -> bool:
-    """Whether a process has all gradients itself: no device, shard or engine is between."""
-    return all(
-        is_on_one_cpu(p) and (p.grad is not None or not p.requires_grad) for p in model.parameters()
-    )
 
 
 def _has_targets(batch: Mapping[str, Any]) -> bool:

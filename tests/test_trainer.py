@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from peft import LoraConfig, get_peft_model
 from transformers import (
     BertConfig,
@@ -314,3 +315,14 @@ def test_gradients_are_clipped_by_ours_and_as_the_host_does(
     # sums in another order, fp32
     assert norms[1] == pytest.approx(norms[0], rel=1e-5)
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_gradients_that_an_engine_divides_are_the_hosts_to_clip(
+    kind: DistributedType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FSDP1's pieces look like plain tensors, and have norms of their own."""
+    trainer = tfo.TfoptTrainer(tiny("bert"), arguments(tmp_path), train_dataset=Rows(12))
+    assert trainer._has_own_gradients(trainer.model)
+    monkeypatch.setattr(type(trainer.accelerator), "distributed_type", kind)
+    assert not trainer._has_own_gradients(trainer.model)
