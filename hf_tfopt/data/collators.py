@@ -10,12 +10,13 @@ import torch
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
+from hf_tfopt.data.columns import NO_WORD
 from hf_tfopt.data.epoch_clock import EpochClock
 from hf_tfopt.data.flat_batch import FlatBatch, Rows, flatten
 from hf_tfopt.data.keyed_bits import Flags, example_keys
-from hf_tfopt.data.masking import MaskingRule, check_rate, choose_targets, set_apart
+from hf_tfopt.data.masking import choose_targets, set_apart
+from hf_tfopt.data.masking_rule import MaskingRule, check_rate
 from hf_tfopt.data.model_inputs import ModelFacts, model_inputs
-from hf_tfopt.data.rows import NO_WORD
 from hf_tfopt.data.words import num_ids, word_tables
 
 

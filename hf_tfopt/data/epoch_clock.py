@@ -41,7 +41,8 @@ class EpochClock:
 
     def watch(self, keys: Words) -> None:
         """Warn once if no epoch was ever set and the examples of the first batch come again."""
-        if self._told.numpy()[1:].any():
+        _, is_set, is_hosted, has_warned = self._told.numpy()
+        if is_set or is_hosted or has_warned:
             return
         known, seen = self._watched.numpy()
         if not known.any():

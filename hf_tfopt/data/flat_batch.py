@@ -1,13 +1,13 @@
 """Rows of a dataset -> one flat batch, all their tokens one after the other."""
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from hf_tfopt.data.columns import NO_WORD, WORD_IDS, Lists, joined
 from hf_tfopt.data.keyed_bits import Integers
-from hf_tfopt.data.rows import NO_WORD, WORD_IDS, column_of
+from hf_tfopt.data.rows import one_source
 from hf_tfopt.data.segments import segment_lengths
 
 Rows = Sequence[Mapping[str, Any]]
@@ -40,10 +40,9 @@ def flatten(rows: Rows, is_packed: bool, num_ids: int) -> FlatBatch:
     """
     if "input_ids" not in rows[0]:
         raise ValueError(f"rows have the columns {list(rows[0])} but no input_ids: tokenize first")
-    ids, lengths = _column(rows, "input_ids")
+    ids, bounds = _column(rows, "input_ids")
     if not len(ids) or int(ids.view(np.uint64).max()) >= num_ids:  # negative ones are huge
         raise ValueError(_bad_ids(ids, num_ids))
-    bounds = np.fromiter(accumulate(lengths, initial=0), np.int64, len(lengths) + 1)
     token_types, word_ids = (
         _column(rows, name)[0] if name in rows[0] else None for name in ("token_type_ids", WORD_IDS)
     )
@@ -54,9 +53,12 @@ def flatten(rows: Rows, is_packed: bool, num_ids: int) -> FlatBatch:
     return FlatBatch(ids, bounds, examples, token_types, word_ids)
 
 
-def _column(rows: Rows, name: str) -> tuple[Integers, list[int]]:
-    """One column of all rows as a new array, and each row's length."""
-    values = column_of(rows, name)
+def _column(rows: Rows, name: str) -> tuple[Integers, Integers]:
+    """One column of all rows as a new array; where each row begins, and the end of the last."""
+    source = one_source(rows)
+    if source is not None and isinstance(column := source[0][name], Lists):
+        return column.flat(source[1])
+    values = [row[name] for row in rows]
     if not isinstance(values[0], np.ndarray):
         values = [
             np.array([NO_WORD if v is None else v for v in value], dtype=np.int64)
@@ -64,7 +66,7 @@ def _column(rows: Rows, name: str) -> tuple[Integers, list[int]]:
             else np.asarray(value, dtype=np.int64)
             for value in values
         ]
-    return np.concatenate(values, dtype=np.int64), list(map(len, values))
+    return joined(values)
 
 
 def _bad_ids(ids: Integers, num_ids: int) -> str:

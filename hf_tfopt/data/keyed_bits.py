@@ -4,10 +4,13 @@ All examples of a batch lie one after the other in one flat array. Bits that are
 they are for are the same for any number of workers, ranks and restarts.
 """
 
+import ctypes
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hf_tfopt.native.build import address, library
 
 Integers = NDArray[np.int64]
 Words = NDArray[np.uint64]
@@ -22,7 +25,8 @@ NUM_STREAMS = 4
 # splitmix64's increment and multipliers (Steele et al. 2014)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
+_30, _27, _31, _32 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(32)
+_LOWER = np.uint64(0xFFFFFFFF)
 _64_BITS = (1 << 64) - 1
 
 
@@ -70,13 +74,27 @@ def example_keys(ids: Integers, bounds: Integers, seed: int, epoch: int) -> Word
     Returns:
         An array of [number of streams, number of examples].
     """
-    content = _content(ids.view(np.uint64), bounds, bounds[1:] - bounds[:-1])
-    return mix(mix(content + _moment(seed, epoch)) + _multiples(NUM_STREAMS)[:, None])
+    lengths = bounds[1:] - bounds[:-1]
+    weights = _weights(_room(int(lengths.max(initial=0)) + 1))
+    moment = _moment(seed, epoch)
+    compiled = library("masking")
+    if compiled is None:
+        content = _content(ids.view(np.uint64), bounds, lengths, weights)
+        return mix(mix(content + moment) + _multiples(NUM_STREAMS)[:, None])
+    keys = np.empty((NUM_STREAMS, len(lengths)), dtype=np.uint64)
+    compiled.tfopt_example_keys(
+        address(ids, "i8"),
+        address(bounds, "i8"),
+        ctypes.c_int64(len(lengths)),
+        address(weights, "u8"),
+        ctypes.c_uint64(int(moment[0])),
+        address(keys, "u8"),
+    )
+    return keys
 
 
-def _content(ids: Words, bounds: Integers, lengths: Integers) -> Words:
+def _content(ids: Words, bounds: Integers, lengths: Integers, weights: Words) -> Words:
     longest = int(lengths.max(initial=0))
-    weights = _weights(_room(longest + 1))
     content = lengths.view(np.uint64) * weights[lengths]
     if len(ids) == longest * len(lengths):  # all of one length
         table = ids.reshape(len(lengths), longest)
@@ -101,21 +119,24 @@ def bits(keys: Words, rows: Integers, counters: Integers) -> Words:
     return mix(x)
 
 
-def below(size: int | Integers, drawn: Words) -> Words:
+def below(size: int | Integers, drawn: Words) -> Integers:
     """A number in [0, size) from the upper half of each word; size up to 2^32."""
     sizes = np.asarray(size).astype(np.uint64)
-    return ((drawn >> np.uint64(32)) * sizes) >> np.uint64(32)
+    scaled = drawn >> _32
+    scaled *= sizes
+    scaled >>= _32
+    return scaled.view(np.int64)
 
 
-def fraction(drawn: Words) -> NDArray[np.float64]:
-    """A number in [0, 1) from the lower half of each word."""
-    return np.ldexp((drawn & np.uint64(0xFFFFFFFF)).astype(np.float64), -32)
+def lower_half(drawn: Words) -> Words:
+    """The lower 32 bits of each word."""
+    return drawn & _LOWER
 
 
 def lanes_below(
     threshold: int, keys: Words, bounds: Integers
-) -> tuple[Integers, NDArray[np.float64]]:
-    """The flat indices whose 16-bit lane is < threshold, and `lane / threshold`: in [0, 1).
+) -> tuple[Integers, NDArray[np.uint16]]:
+    """The flat indices whose 16-bit lane is < threshold, and their lanes.
 
     The lane of index `bounds[row] + j` is `bits(keys, row, j // 4) >> (16 * (j % 4)) & 0xFFFF`.
 
@@ -130,20 +151,23 @@ def lanes_below(
     is_dense = len(quads) * longest <= 2 * int(quads.sum())
     if is_dense:  # so many for every row: what is too much costs less than pieces
         x = (keys[:, None] + multiples[:longest]).reshape(-1)
-        begins = np.arange(len(quads)) * (4 * longest)
     else:
         x = np.concatenate([multiples[:n] for n in quads.tolist()])
         x += np.repeat(keys, quads)
-        begins = 4 * (np.cumsum(quads) - quads)
     lanes = mix(x).astype("<u8", copy=False).view("<u2")
     found = np.flatnonzero(lanes < threshold)
-    uniform = lanes[found] / threshold
+    drawn = lanes[found]
     if len(lanes) == bounds[-1]:  # none too much: lanes are indices
-        return found, uniform
-    rows = found // (4 * longest) if is_dense else begins.searchsorted(found, "right") - 1
+        return found, drawn
+    if is_dense:
+        begins = np.arange(len(quads)) * (4 * longest)
+        rows = found // (4 * longest)
+    else:
+        begins = 4 * (np.cumsum(quads) - quads)
+        rows = begins.searchsorted(found, "right") - 1
     indices = found + (bounds[:-1] - begins)[rows]
     real = np.flatnonzero(indices < bounds[1:][rows])
-    return indices[real], uniform[real]
+    return indices[real], drawn[real]
 
 
 def to_lane(probability: float) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_tfopt.data.flat_batch import FlatBatch
 from hf_tfopt.data.keyed_bits import Integers
-from hf_tfopt.data.masking import Targets
+from hf_tfopt.data.masking_rule import Targets
 from hf_tfopt.data.segments import attention_inputs
 
 IGNORED = -100  # the label that every loss of the host leaves out

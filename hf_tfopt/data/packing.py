@@ -14,7 +14,7 @@ from datasets.fingerprint import Hasher
 from datasets.table import InMemoryTable
 from numpy.typing import NDArray
 
-from hf_tfopt.data.rows import NO_WORD, WORD_IDS
+from hf_tfopt.data.columns import NO_WORD, WORD_IDS
 from hf_tfopt.data.segments import attention_inputs, segment_lengths
 from hf_tfopt.registry import nearest
 

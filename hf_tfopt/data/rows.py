@@ -1,20 +1,15 @@
-"""Rows of a `datasets.Dataset` as slices of the Arrow buffers, with no Python list on the way."""
+"""Rows of a `datasets.Dataset` as slices of the Arrow buffers."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from hf_tfopt.data.columns import Column, open_column
 from hf_tfopt.registry import check_name
-
-Reader = Callable[[int], Any]
-
-# The one column with holes: what `tokenizer(...).word_ids()` gives special tokens is None.
-WORD_IDS, NO_WORD = "word_ids", -1
 
 
 class Row(Mapping[str, Any]):
@@ -23,30 +18,33 @@ class Row(Mapping[str, Any]):
     A Mapping but not a dict: the host's `RemoveColumnsCollator` copies dicts, and lets others pass.
     """
 
-    __slots__ = ("index", "readers")
+    __slots__ = ("columns", "index")
 
-    def __init__(self, readers: Mapping[str, Reader], index: int):
-        self.readers = readers
+    def __init__(self, columns: Mapping[str, Column], index: int):
+        self.columns = columns
         self.index = index
 
     def __getitem__(self, name: str) -> Any:
-        return self.readers[name](self.index)
+        return self.columns[name][self.index]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.readers)
+        return iter(self.columns)
 
     def __len__(self) -> int:
-        return len(self.readers)
+        return len(self.columns)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.readers
+        return name in self.columns
 
 
-def column_of(rows: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
-    """`[row[name] for row in rows]`, with one call less a row where they are of `ArrowRows`."""
-    if set(map(type, rows)) == {Row}:
-        return [row.readers[name](row.index) for row in cast(Sequence[Row], rows)]
-    return [row[name] for row in rows]
+def one_source(rows: Sequence[Any]) -> tuple[Mapping[str, Column], list[int]] | None:
+    """The columns that all these rows read, and their numbers; None if not of one `ArrowRows`."""
+    first = rows[0]
+    if not isinstance(first, Row):
+        return None
+    columns = first.columns
+    indices = [row.index for row in rows if isinstance(row, Row) and row.columns is columns]
+    return (columns, indices) if len(indices) == len(rows) else None
 
 
 class ArrowRows(torch.utils.data.Dataset[Row]):
@@ -85,7 +83,7 @@ class ArrowRows(torch.utils.data.Dataset[Row]):
         dataset: Any = self.dataset
         self._order = None if dataset._indices is None else _joined(dataset._indices.column(0))
         table = dataset.data
-        self.readers = {name: _reader(name, table.column(name)) for name in self.column_names}
+        self.columns = {name: open_column(name, table.column(name)) for name in self.column_names}
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -99,8 +97,8 @@ class ArrowRows(torch.utils.data.Dataset[Row]):
         if len(indices) and not (min(indices) >= 0 and max(indices) < size):
             raise IndexError(f"row {min(indices)} or {max(indices)} is not in 0..{size - 1}")
         rows = indices if self._order is None else self._order[indices].tolist()
-        readers = self.readers
-        return [Row(readers, row) for row in rows]
+        columns = self.columns
+        return [Row(columns, row) for row in rows]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the buffers: a memory-mapped dataset goes to a worker as file names."""
@@ -115,49 +113,3 @@ def _joined(column: pa.ChunkedArray) -> NDArray[Any]:
     if column.num_chunks == 1:
         return column.chunk(0).to_numpy(zero_copy_only=True)
     return column.to_numpy()
-
-
-def _reader(name: str, column: pa.ChunkedArray) -> Reader:
-    """A function of the row that finds its chunk, then the row in the chunk."""
-    if column.null_count:
-        raise ValueError(f"column {name!r} has {column.null_count} rows with no value")
-    chunks = [chunk for chunk in column.chunks if len(chunk)]
-    readers = [_chunk_reader(name, chunk) for chunk in chunks]
-    if len(readers) == 1:
-        return readers[0]
-    begins = np.cumsum([0, *(len(chunk) for chunk in chunks)])
-
-    def read(row: int) -> Any:
-        chunk = int(begins.searchsorted(row, "right")) - 1
-        return readers[chunk](row - int(begins[chunk]))
-
-    return read
-
-
-def _chunk_reader(name: str, chunk: Any) -> Reader:
-    kind = chunk.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        if not _is_number(kind.value_type):
-            return lambda row: chunk[row].as_py()
-        values, offsets = _values(name, chunk), memoryview(chunk.offsets.to_numpy())
-        return lambda row: values[offsets[row] : offsets[row + 1]]
-    if pa.types.is_fixed_size_list(kind) and _is_number(kind.value_type):
-        values, size, skipped = _values(name, chunk), kind.list_size, chunk.offset
-        return lambda row: values[(skipped + row) * size : (skipped + row + 1) * size]
-    if _is_number(kind):
-        values = chunk.to_numpy()
-        return lambda row: values[row]
-    return lambda row: chunk[row].as_py()
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
-
-
-def _values(name: str, chunk: Any) -> NDArray[Any]:
-    values = chunk.values
-    if values.null_count and name == WORD_IDS:
-        values = values.fill_null(NO_WORD)
-    if values.null_count:
-        raise ValueError(f"column {name!r} has {values.null_count} missing values inside its lists")
-    return cast(NDArray[Any], values.to_numpy(zero_copy_only=True))

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from hf_tfopt.data.masking import UNITS
+from hf_tfopt.data.masking_rule import UNITS
 from hf_tfopt.optimizers import OPTIMIZERS
 from hf_tfopt.presets import PRESETS
 from hf_tfopt.recipe.rates import USUAL_RATES

@@ -27,7 +27,7 @@ from transformers import (
 
 from hf_tfopt.data import COLLATORS
 from hf_tfopt.data.collators import MaskedLMCollator
-from hf_tfopt.data.masking import UNITS, linear_rate
+from hf_tfopt.data.masking_rule import UNITS, linear_rate
 from hf_tfopt.data.packing import pack
 from hf_tfopt.data.rows import ArrowRows
 from hf_tfopt.surgery.attention import unpadded_attention

@@ -1,27 +1,40 @@
 """Masks: what is chosen, how often, with what in its place, and by what bits."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 from hf_tfopt.data.keyed_bits import FALLBACK, Integers, bits, example_keys, lanes_below, mix
-from hf_tfopt.data.masking import (
+from hf_tfopt.data.masking import choose_targets, set_apart
+from hf_tfopt.data.masking_rule import (
     MAX_SPAN,
     UNITS,
     MaskingRule,
     Targets,
     check_rate,
-    choose_targets,
     linear_rate,
-    set_apart,
     span_tables,
 )
+from hf_tfopt.native.build import SWITCH, find_compiler, library
 from tests.references import masking as plain
 
 NUM_IDS, MASK, SPECIAL = 100, 4, (0, 1, 2, 3, 4)
 STARTING = tuple(i for i in range(NUM_IDS) if i % 3)  # two ids in three begin a word
 Z = 3.29  # normal bound that 999 draws of 1000 stay within
+
+
+@pytest.fixture(params=["arrays", "compiled"], autouse=True)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Every test here runs with and without the compiled form."""
+    if request.param == "compiled" and find_compiler() is None:
+        pytest.skip("no C++ compiler")
+    monkeypatch.setenv(SWITCH, "0" if request.param == "arrays" else "1")
+    library.cache_clear()
+    assert (library("masking") is None) == (request.param == "arrays")
+    yield request.param
+    library.cache_clear()
 
 
 def make_rule(unit: str, **options: Any) -> MaskingRule:
@@ -125,10 +138,10 @@ def test_bits_are_even_and_independent_of_their_neighbours() -> None:
 @pytest.mark.parametrize("counts", [[8] * 5, [5, 8, 7, 6, 8], [0, 1, 4, 9, 3], [1, 0, 400, 2, 7]])
 def test_lanes_below_counts_every_lane_once(counts: list[int]) -> None:
     keys = example_keys(*flat(documents(5, 4)), 0, 0)[0]
-    indices, fate = lanes_below(1 << 16, keys, np.cumsum([0, *counts]))
+    indices, drawn = lanes_below(1 << 16, keys, np.cumsum([0, *counts]))
     assert indices.tolist() == list(range(sum(counts)))
     lanes = [plain.lane(int(keys[row]), j) for row, n in enumerate(counts) for j in range(n)]
-    assert (fate * (1 << 16)).tolist() == lanes
+    assert drawn.tolist() == lanes
 
 
 @pytest.mark.parametrize("unit", UNITS)

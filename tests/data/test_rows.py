@@ -13,7 +13,9 @@ import pytest
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import RemoveColumnsCollator
 
-from hf_tfopt.data.rows import NO_WORD, ArrowRows
+from hf_tfopt.data.columns import NO_WORD, Lists, open_column
+from hf_tfopt.data.rows import ArrowRows
+from hf_tfopt.native.build import SWITCH, library
 
 
 def make_dataset(num_rows: int = 40, seed: int = 0) -> datasets.Dataset:
@@ -168,3 +170,28 @@ def test_workers() -> None:
 
 def lengths(rows: list[Any]) -> list[int]:
     return [len(row["input_ids"]) for row in rows]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("kind", [pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint16()])
+@pytest.mark.parametrize("nested", [pa.list_, pa.large_list, lambda kind: pa.list_(kind, 5)])
+def test_many_rows_come_flat(
+    kind: Any, nested: Any, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SWITCH, "1" if compiled else "0")
+    library.cache_clear()
+    rng = np.random.default_rng(0)
+    print("seed 0")
+    fixed = pa.types.is_fixed_size_list(nested(kind))
+    rows = [rng.integers(0, 128, 5 if fixed else rng.integers(0, 9)).tolist() for _ in range(50)]
+    whole = pa.array(rows, nested(kind))
+    for cuts in ([0, 50], [0, 3, 4, 4, 30, 50]):
+        chunks = [whole.slice(a, b - a) for a, b in pairwise(cuts)]
+        column = open_column("ids", pa.chunked_array(chunks))
+        assert isinstance(column, Lists)
+        wanted = rng.integers(0, 50, 20).tolist()
+        found, bounds = column.flat(wanted)
+        assert found.dtype == np.int64
+        assert found.tolist() == [value for row in wanted for value in rows[row]]
+        assert bounds.tolist() == np.cumsum([0, *(len(rows[row]) for row in wanted)]).tolist()
+    library.cache_clear()

@@ -40,10 +40,6 @@ def below(size: int, drawn: int) -> int:
     return (drawn >> 32) * size >> 32
 
 
-def fraction(drawn: int) -> float:
-    return (drawn & 0xFFFFFFFF) / 2**32
-
-
 @dataclass(frozen=True)
 class Spans:
     """The span process: how many lane values start one, and the chances of its length."""
@@ -112,21 +108,21 @@ def mask_example(
         units = units_of(ids, special, starting)
     words = [number for number, tokens in enumerate(units) if ids[tokens[0]] not in special]
     if unit == "span":
-        fates = span_fates(probability, keys, len(units), set(words))
+        fates, out_of = span_fates(probability, keys, len(units), set(words)), 1 << 32
     else:
-        threshold = round(probability * 65536)
+        out_of = round(probability * 65536)
         drawn = {number: lane(keys[CHOICE], number) for number in words}
-        fates = {number: v / threshold for number, v in drawn.items() if v < threshold}
+        fates = {number: v for number, v in drawn.items() if v < out_of}
     if not fates and words:
         number = words[below(len(words), keys[FALLBACK])]
-        fates = {number: fraction(keys[FALLBACK])}
+        fates = {number: (keys[FALLBACK] & 0xFFFFFFFF) * out_of >> 32}
     targets = {}
     for number, fate in fates.items():
         for j in units[number]:
             seen = ids[j]
-            if fate < mask_fraction:
+            if fate < round(mask_fraction * out_of):
                 seen = mask_id
-            elif fate < mask_fraction + random_fraction:
+            elif fate < round((mask_fraction + random_fraction) * out_of):
                 seen = replacements[below(len(replacements), bits(keys[REPLACEMENT], j))]
             targets[j] = (ids[j], seen)
     return targets
@@ -134,17 +130,17 @@ def mask_example(
 
 def span_fates(
     probability: float, keys: Sequence[int], num_units: int, words: set[int]
-) -> dict[int, float]:
-    """Word -> the fate of the span it is in; the latest start owns it."""
+) -> dict[int, int]:
+    """Word -> the fate of the span it is in, of 2^32; the latest start owns it."""
     process, fates = spans(probability), {}
-    left, fate = 0, 0.0
+    left, fate = 0, 0
     for number in range(num_units):
         starts = lane(keys[CHOICE], number) < process.start
         drawn = bits(keys[SPAN], number)
         if starts:
-            left, fate = inverse(process.length, drawn >> 48, 1), fraction(drawn)
+            left, fate = inverse(process.length, drawn >> 48, 1), drawn & 0xFFFFFFFF
         elif number - 1 not in words:  # the first of a run
-            left, fate = inverse(process.residual, drawn >> 48, 0), fraction(drawn)
+            left, fate = inverse(process.residual, drawn >> 48, 0), drawn & 0xFFFFFFFF
         else:
             left -= 1
         if left > 0 and number in words:

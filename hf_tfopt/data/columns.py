@@ -1,0 +1,129 @@
+"""Columns of an Arrow table, read by row number, with no Python list on the way."""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hf_tfopt.native.build import address, library
+
+# The one column with holes: what `tokenizer(...).word_ids()` gives special tokens is None.
+WORD_IDS, NO_WORD = "word_ids", -1
+
+
+class Column(Protocol):
+    """The values of one column."""
+
+    def __getitem__(self, row: int) -> Any: ...
+
+
+class Values(Column):
+    """A column of anything: numbers as numpy scalars, the rest as Python objects."""
+
+    def __init__(self, chunks: Sequence[Any]):
+        numbers = bool(chunks) and _is_number(chunks[0].type)
+        self.chunks = [chunk.to_numpy() for chunk in chunks] if numbers else chunks
+        self.begins = _begins(chunks)
+
+    def __getitem__(self, row: int) -> Any:
+        chunk = int(self.begins.searchsorted(row, "right")) - 1
+        value = self.chunks[chunk][row - int(self.begins[chunk])]
+        return value if isinstance(value, np.generic) else value.as_py()
+
+
+class _Chunk(ctypes.Structure):
+    """`Chunk` of native/rows.cpp."""
+
+    _fields_ = (
+        ("values", ctypes.c_void_p),
+        ("offsets", ctypes.c_void_p),
+        ("first_row", ctypes.c_int64),
+    )
+
+
+class Lists(Column):
+    """A column of lists of numbers: each row is a slice of its chunk's buffer."""
+
+    def __init__(self, name: str, chunks: Sequence[Any]):
+        self.values = [_values(name, chunk) for chunk in chunks]
+        self.offsets = [_offsets(chunk) for chunk in chunks]
+        self.begins = _begins(chunks)
+        self._views: list[Any] = [offsets.data for offsets in self.offsets]
+        places = zip(self.values, self.offsets, self.begins.tolist(), strict=True)
+        self._chunks = (_Chunk * len(chunks))(
+            *((v.ctypes.data, o.ctypes.data, begin) for v, o, begin in places)
+        )
+
+    def __getitem__(self, row: int) -> NDArray[Any]:
+        chunk = int(self.begins.searchsorted(row, "right")) - 1 if len(self.values) > 1 else 0
+        view, inside = self._views[chunk], row - int(self.begins[chunk])
+        return self.values[chunk][view[inside] : view[inside + 1]]
+
+    def flat(self, rows: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """All these rows one after the other, and where each begins, and the end of the last.
+
+        `np.concatenate([self[row] for row in rows]), np.cumsum([0, *map(len, ...)])`
+        """
+        compiled = library("rows")
+        if compiled is None or self.values[0].dtype.kind != "i":
+            return joined([self[row] for row in rows])
+        places, bounds = np.array(rows, dtype=np.int64), np.empty(len(rows) + 1, dtype=np.int64)
+        where = (
+            self._chunks,
+            ctypes.c_int64(len(self.values)),
+            ctypes.c_int(self.offsets[0].itemsize),
+            address(places, "i8"),
+            ctypes.c_int64(len(rows)),
+            address(bounds, "i8"),
+        )
+        compiled.tfopt_measure_rows(*where)
+        found = np.empty(int(bounds[-1]), dtype=np.int64)
+        compiled.tfopt_gather_rows(
+            *where, ctypes.c_int(self.values[0].itemsize), address(found, "i8")
+        )
+        return found, bounds
+
+
+def joined(rows: Sequence[NDArray[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows one after the other, and where each begins, and the end of the last."""
+    return np.concatenate(rows, dtype=np.int64), np.cumsum([0, *map(len, rows)])
+
+
+def open_column(name: str, column: pa.ChunkedArray) -> Column:
+    """The column of this name; raises ValueError where rows have no value."""
+    if column.null_count:
+        raise ValueError(f"column {name!r} has {column.null_count} rows with no value")
+    chunks = [chunk for chunk in column.chunks if len(chunk)]
+    kind: Any = column.type
+    nested = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    is_lists = any(check(kind) for check in nested) and _is_number(kind.value_type)
+    return Lists(name, chunks) if is_lists else Values(chunks)
+
+
+def _begins(chunks: Sequence[Any]) -> NDArray[np.int64]:
+    """The number of each chunk's first row."""
+    return np.cumsum([0, *map(len, chunks)])[:-1]
+
+
+def _offsets(chunk: Any) -> NDArray[Any]:
+    """Where the values of every row of a chunk of lists begin, and the end of the last."""
+    if pa.types.is_fixed_size_list(chunk.type):
+        size = chunk.type.list_size
+        return (np.arange(len(chunk) + 1) + chunk.offset) * size
+    return cast(NDArray[Any], chunk.offsets.to_numpy())
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _values(name: str, chunk: Any) -> NDArray[Any]:
+    values = chunk.values
+    if values.null_count and name == WORD_IDS:
+        values = values.fill_null(NO_WORD)
+    if values.null_count:
+        raise ValueError(f"column {name!r} has {values.null_count} missing values inside its lists")
+    return cast(NDArray[Any], values.to_numpy(zero_copy_only=True))
