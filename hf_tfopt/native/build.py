@@ -21,7 +21,18 @@ from numpy.typing import NDArray
 
 SWITCH = "HF_TFOPT_NATIVE"  # 0: compile and load nothing
 FOLDER = Path(__file__).parent
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fno-strict-aliasing")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+    "-fopenmp-simd",
+    "-fno-strict-aliasing",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+)
 SECONDS = 120  # a compiler that takes longer is given up
 
 _logger = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ from torch.nn.utils import clip_grad_norm_ as torchs_clip_grad_norm
 
 from hf_tfopt.optimizers.checks import check_positive
 from hf_tfopt.optimizers.foreach import foreach_mul
+from hf_tfopt.optimizers.kernels import sum_of_squares
 from hf_tfopt.optimizers.sharding import norm
 
 
@@ -39,10 +40,17 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float = math.inf) -> 
         return torchs_clip_grad_norm(trained, max_norm)
     if not gradients:
         return torch.zeros(())
-    total = torch.linalg.vector_norm(torch.stack([norm(gradient) for gradient in gradients]))
+    total = _length(gradients)
     if not total <= max_norm:  # also where it is not a number, as torch's
         foreach_mul(gradients, max_norm / (float(total) + 1e-6))
     return total
+
+
+def _length(gradients: list[Tensor]) -> Tensor:
+    squares = sum_of_squares(gradients)
+    if squares is not None:
+        return torch.tensor(math.sqrt(squares))
+    return torch.linalg.vector_norm(torch.stack([norm(gradient) for gradient in gradients]))
 
 
 def is_on_one_cpu(tensor: Tensor) -> bool:

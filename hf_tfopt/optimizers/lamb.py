@@ -10,12 +10,12 @@ from hf_tfopt.optimizers.adam_direction import AdamDirection
 from hf_tfopt.optimizers.adamw import adamw_state
 from hf_tfopt.optimizers.checks import check_adam, check_positive
 from hf_tfopt.optimizers.foreach import foreach_add, foreach_mul
+from hf_tfopt.optimizers.kernels import Scratch, lamb_step, room_in
 from hf_tfopt.optimizers.lamb_passes import CompiledPasses, EagerPasses, Passes
 from hf_tfopt.optimizers.sharding import check_whole, local, norm, whole_norms
 from hf_tfopt.optimizers.wide_state import WideStateOptimizer
 
 SMALLEST_ALONE = 2**16  # numbers; below, what a kernel costs to call is most of its time
-Scratch = dict[tuple[torch.dtype, torch.device], Tensor]
 
 
 class Lamb(WideStateOptimizer):
@@ -26,7 +26,8 @@ class Lamb(WideStateOptimizer):
     with Adam's averages m and v of g and g². Norms are of whole tensors, also where they are
     sharded (DTensor). φ is 1 for groups whose `role` is "vectors" (biases and normalisations, as
     `param_groups` finds them), as in the paper's own code. The state is kept in fp32, whatever the
-    parameters are in.
+    parameters are in. On a CPU with a C++ compiler the step of fp32 parameters is one call of our
+    own, equal to fp32's rounding.
 
     Args:
         params: tensors, or groups such as `param_groups` gives.
@@ -38,8 +39,8 @@ class Lamb(WideStateOptimizer):
         bias_correction: take the averages' bias towards 0 away.
         max_trust_ratio: the largest φ; None: any, as published.
         adapt_vectors: φ for groups of vectors too.
-        compiled: two compiled passes over large tensors instead of five eager ones; the first step
-            takes some ten seconds more, and needs a C++ compiler on a CPU.
+        compiled: two passes over large tensors, compiled by torch in some ten seconds, instead of
+            five eager ones, for what our C++ does not take: a GPU's tensors, and bf16.
 
     Raises:
         ValueError: for a number outside its range, or parameters that an engine has flattened
@@ -149,7 +150,12 @@ def lamb_update(
         compiled: see `CompiledPasses`.
         scratch: memory to use again in the next step: as much as the largest parameter.
     """
+    if not parameters:
+        return
     adam = AdamDirection(betas, eps, weight_decay, bias_correction)
+    memory: Scratch = {} if scratch is None else scratch
+    if lamb_step(parameters, states, adam, lr, max_trust_ratio, is_adaptive, memory):
+        return
     passes = CompiledPasses(adam) if compiled else EagerPasses(adam)
     pairs = list(zip(parameters, states, strict=True))
     is_alone = [
@@ -158,7 +164,6 @@ def lamb_update(
     alone = [pair for pair, is_so in zip(pairs, is_alone, strict=True) if is_so]
     others = [pair for pair, is_so in zip(pairs, is_alone, strict=True) if not is_so]
     if alone:
-        memory = {} if scratch is None else scratch
         _step_one_by_one(alone, passes, lr, max_trust_ratio, is_adaptive, memory)
     if others:
         _step_together(others, adam, lr, max_trust_ratio, is_adaptive)
@@ -174,14 +179,10 @@ def _step_one_by_one(
 ) -> None:
     """Parameter by parameter, where kernels are as fast alone: one scratch serves all."""
     averages = [local(state["exp_avg"]) for _, state in pairs]
-    for m in averages:  # kept: new memory costs a page fault every 4 kB
-        kind = (m.dtype, m.device)
-        if kind not in scratch or scratch[kind].numel() < m.numel():
-            scratch[kind] = torch.empty(m.numel(), dtype=m.dtype, device=m.device)
     for (parameter, state), m in zip(pairs, averages, strict=True):
         assert parameter.grad is not None
         weight, gradient = local(parameter), local(parameter.grad)
-        direction = scratch[m.dtype, m.device].as_strided(m.shape, m.stride())
+        direction = room_in(scratch, m.numel(), m).as_strided(m.shape, m.stride())
         own = {key: local(value) for key, value in state.items()}
         norms = passes.first(weight, gradient, own, direction)
         state["trust_ratio"] = torch.ones((), device=m.device)

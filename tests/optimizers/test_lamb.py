@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 import hf_tfopt as tfo
+from hf_tfopt.native.build import find_compiler
+from hf_tfopt.optimizers import kernels
 from hf_tfopt.optimizers import lamb as module
 from hf_tfopt.optimizers.lamb import Lamb, lamb_state, trust_ratio
 from hf_tfopt.optimizers.lamb_passes import is_compilable
@@ -38,11 +40,15 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("way", ["one by one", "together", "compiled"])
+@pytest.mark.parametrize("way", ["one by one", "together", "compiled", "native"])
 def test_equals_the_reference_for_50_steps(
     options: dict[str, Any], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SMALLEST_ALONE", 10**9 if way == "together" else 0)
+    if way != "native":
+        monkeypatch.setattr(kernels, "library", lambda name: None)
+    elif find_compiler() is None:
+        pytest.skip("no C++ compiler")
     parameters = tensors()
     optimizer = Lamb(parameters, lr=1e-2, **options, compiled=way == "compiled")
     naive = [NaiveLamb(p.detach(), lr=1e-2, **options) for p in parameters]
@@ -119,6 +125,7 @@ def test_compiled_passes_are_compiled_for_all_sizes_and_taken_where_they_can_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "SMALLEST_ALONE", 0)
+    monkeypatch.setattr(kernels, "library", lambda name: None)
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
@@ -138,6 +145,7 @@ def test_bf16_weights_are_moved_in_fp32_and_rounded_once(
     compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SMALLEST_ALONE", 0)
+    monkeypatch.setattr(kernels, "library", lambda name: None)
     parameters = tensors(dtype=torch.bfloat16)
     wide = [nn.Parameter(p.detach().float()) for p in parameters]
     set_gradients(parameters)
@@ -184,3 +192,55 @@ def test_parameters_without_gradient_keep_still_and_have_no_state() -> None:
 def test_refuses_numbers_outside_their_range(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Lamb(tensors(), **{"lr": 1e-3, **options})
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("num_threads", [1, 2, 3, 7])
+def test_our_loops_do_not_depend_on_threads(num_threads: int) -> None:
+    """Shared tensors of many blocks, one that ends inside a block, and small ones."""
+    before, sizes = torch.get_num_threads(), (400_001, 3, 32_768, 32_769, 900_000)
+
+    def trained(threads: int) -> list[torch.Tensor]:
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        parameters = [nn.Parameter(torch.randn(size)) for size in sizes]
+        optimizer = Lamb(parameters, lr=0.1, weight_decay=0.1)
+        for _ in range(2):
+            set_gradients(parameters)
+            optimizer.step()
+        assert [state["trust_ratio"] for state in optimizer.state.values()] != [1.0] * len(sizes)
+        return [parameter.detach() for parameter in parameters]
+
+    try:
+        for found, expected in zip(trained(num_threads), trained(1), strict=True):
+            assert torch.equal(found, expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("sizes", [(1,), (3, 0, 4097), (400_001, 131_072, 5)])
+def test_the_sum_of_squares_is_exact(sizes: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    print("seed 0")
+    tensors = [torch.randn(size) for size in sizes]
+    exact = sum(tensor.double().square().sum().item() for tensor in tensors)
+    # fp32 sums of 4,096 numbers, in many parts each: a rounding of 6e-8 or two
+    assert kernels.sum_of_squares(tensors) == pytest.approx(exact, rel=2e-7)
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
+def test_our_loops_take_plain_tensors_only_and_tell_autograd() -> None:
+    class Other(torch.Tensor):
+        pass
+
+    weight = nn.Parameter(torch.randn(4, 6))
+    assert kernels.takes(weight) and kernels.takes(weight.detach())
+    others = [weight.bfloat16(), weight.t(), weight.detach().to_sparse(), weight.to("meta")]
+    for other in (*others, weight.detach().as_subclass(Other)):
+        assert not kernels.takes(other)
+    loss = weight.square().sum()
+    weight.grad = torch.ones_like(weight)
+    Lamb([weight], lr=0.1).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -1,0 +1,199 @@
+// Loops over fp32 tensors in this process' memory: the sum of their squares, and LAMB's step.
+//
+// Sums are taken by blocks of fixed size and added up in the blocks' order, in fp64: they are the
+// same for any number of threads. Threads live for one call, which is milliseconds long.
+
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace {
+
+constexpr int64_t kBlock = 1 << 15;  // numbers that one thread takes at a time
+constexpr int64_t kPiece = 1 << 12;  // added up in fp32 at most
+
+int64_t blocks_of(int64_t size) { return (size + kBlock - 1) / kBlock; }
+
+// Call job(0, n) .. job(n - 1, n) at once; n is num_threads, or fewer if the system gives no more.
+template <typename Job>
+void in_parallel(int num_threads, const Job& job) {
+  std::vector<std::thread> threads;
+  std::atomic<int> given{0};
+  try {
+    for (int t = 1; t < num_threads; ++t) {
+      threads.emplace_back([&given, &job, t] {
+        while (!given.load()) std::this_thread::yield();
+        job(t, given.load());
+      });
+    }
+  } catch (const std::system_error&) {
+  }
+  given = static_cast<int>(threads.size()) + 1;
+  job(0, given.load());
+  for (auto& thread : threads) thread.join();
+}
+
+// Four places of the block are read in turn: the processor then fetches four streams ahead, and
+// one alone does not fill its way to the memory.
+double sum_of_squares(const float* x, int64_t size) {
+  const int64_t quarter = size / 4;
+  double sum = 0;
+  for (int64_t begin = 0; begin < quarter; begin += kPiece) {
+    const int64_t end = begin + kPiece < quarter ? begin + kPiece : quarter;
+    const float *second = x + quarter, *third = second + quarter, *fourth = third + quarter;
+    float squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = begin; i < end; ++i) {
+      squares += x[i] * x[i] + second[i] * second[i] + third[i] * third[i] + fourth[i] * fourth[i];
+    }
+    sum += squares;
+  }
+  for (int64_t i = 4 * quarter; i < size; ++i) sum += static_cast<double>(x[i]) * x[i];
+  return sum;
+}
+
+// One tensor of a step of LAMB.
+struct Tensor {
+  float* weight;
+  const float* gradient;
+  float* m;
+  float* v;
+  int64_t size;
+  float correction1, correction2;  // 1 / (1 - beta^step), or 1
+  double ratio;                    // out: the trust ratio
+};
+
+struct Settings {
+  double lr, beta1, beta2, eps, weight_decay, max_ratio;  // max_ratio: infinite for none
+  int32_t is_adaptive;
+};
+
+struct Squares {
+  double weight, direction;
+};
+
+// m, v and u = m^ / (sqrt(v^) + eps) + decay * weight of [begin, end); u goes to `direction`.
+Squares move_averages(const Tensor& x, const Settings& s, int64_t begin, int64_t end,
+                      float* direction) {
+  const float beta1 = s.beta1, beta2 = s.beta2;
+  const float keep1 = 1 - s.beta1, keep2 = 1 - s.beta2;  // of fp64: 1 - 0.999f has lost four digits
+  const float correction1 = x.correction1, correction2 = x.correction2;
+  const float eps = s.eps, decay = s.weight_decay;
+  const float *__restrict weight = x.weight, *__restrict gradient = x.gradient;
+  float *__restrict m = x.m, *__restrict v = x.v, *__restrict u = direction - begin;
+  Squares sums{0, 0};
+  for (int64_t piece = begin; piece < end; piece += kPiece) {
+    const int64_t stop = piece + kPiece < end ? piece + kPiece : end;
+    float weights = 0, directions = 0;
+#pragma omp simd reduction(+ : weights, directions)
+    for (int64_t i = piece; i < stop; ++i) {
+      const float g = gradient[i], w = weight[i];
+      m[i] = beta1 * m[i] + keep1 * g;
+      v[i] = beta2 * v[i] + keep2 * (g * g);
+      const float to = m[i] * correction1 / (std::sqrt(v[i] * correction2) + eps) + decay * w;
+      u[i] = to;
+      weights += w * w;
+      directions += to * to;
+    }
+    sums.weight += weights;
+    sums.direction += directions;
+  }
+  return sums;
+}
+
+double trust_ratio(const Squares* blocks, int64_t num_blocks, const Settings& s) {
+  double weight = 0, direction = 0;
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    weight += blocks[b].weight;
+    direction += blocks[b].direction;
+  }
+  if (!s.is_adaptive || !(weight > 0 && direction > 0)) return 1;
+  const double ratio = std::sqrt(weight) / std::sqrt(direction);
+  return ratio < s.max_ratio ? ratio : s.max_ratio;
+}
+
+}  // namespace
+
+extern "C" {
+
+// The sum of the squares of all numbers of `count` tensors.
+double tfopt_sum_of_squares(const float* const* tensors, const int64_t* sizes, int64_t count,
+                            int num_threads) {
+  std::vector<int64_t> first(count + 1, 0);  // block of each tensor
+  for (int64_t i = 0; i < count; ++i) first[i + 1] = first[i] + blocks_of(sizes[i]);
+  std::vector<double> sums(first[count]);
+  in_parallel(num_threads, [&](int thread, int threads) {
+    const int64_t begin = first[count] * thread / threads;
+    const int64_t end = first[count] * (thread + 1) / threads;
+    int64_t i = 0;
+    for (int64_t block = begin; block < end; ++block) {
+      while (block >= first[i + 1]) ++i;
+      const int64_t offset = (block - first[i]) * kBlock;
+      const int64_t left = sizes[i] - offset;
+      sums[block] = sum_of_squares(tensors[i] + offset, left < kBlock ? left : kBlock);
+    }
+  });
+  double sum = 0;
+  for (double part : sums) sum += part;
+  return sum;
+}
+
+// The numbers that `scratch` of tfopt_lamb_step must have room for.
+int64_t tfopt_lamb_room(int64_t largest, int num_threads) {
+  return (blocks_of(largest) + num_threads) * kBlock;
+}
+
+// One step of every tensor. A tensor of many blocks is shared by all threads, which wait for one
+// another between its two passes; a small one is a single thread's.
+void tfopt_lamb_step(Tensor* tensors, int64_t count, const Settings* settings, float* scratch,
+                     int num_threads) {
+  const Settings& s = *settings;
+  std::vector<int64_t> first(count + 1, 0);
+  int64_t most = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t blocks = blocks_of(tensors[i].size);
+    first[i + 1] = first[i] + blocks;
+    if (blocks > most) most = blocks;
+  }
+  std::vector<Squares> sums(first[count]);
+  std::vector<std::atomic<int>> arrived(count);
+  in_parallel(num_threads, [&](int thread, int threads) {
+    const int64_t share = (most + threads - 1) / threads;  // of a tensor's blocks, at most
+    float* const own = scratch + thread * share * kBlock;
+    for (int64_t i = 0; i < count; ++i) {
+      Tensor& x = tensors[i];
+      const int64_t blocks = first[i + 1] - first[i];
+      const bool is_shared = blocks > 1 && threads > 1;
+      if (!is_shared && i % threads != thread) continue;
+      const int64_t begin = is_shared ? blocks * thread / threads : 0;
+      const int64_t end = is_shared ? blocks * (thread + 1) / threads : blocks;
+      auto stop = [&](int64_t block) {
+        return (block + 1) * kBlock < x.size ? (block + 1) * kBlock : x.size;
+      };
+      for (int64_t b = begin; b < end; ++b) {
+        float* direction = own + (b - begin) * kBlock;
+        sums[first[i] + b] = move_averages(x, s, b * kBlock, stop(b), direction);
+      }
+      if (is_shared) {
+        arrived[i].fetch_add(1);
+        for (int spins = 0; arrived[i].load() < threads; ++spins) {
+          if (spins > 1000) std::this_thread::yield();
+        }
+      }
+      const double ratio = trust_ratio(sums.data() + first[i], blocks, s);
+      if (thread == 0 || !is_shared) x.ratio = ratio;
+      const float rate = static_cast<float>(s.lr * ratio);
+      for (int64_t b = end - 1; b >= begin; --b) {  // what was written last is still in the cache
+        const float* direction = own + (b - begin) * kBlock;
+        float* weight = x.weight + b * kBlock;
+        const int64_t size = stop(b) - b * kBlock;
+        for (int64_t j = 0; j < size; ++j) weight[j] -= rate * direction[j];
+      }
+    }
+  });
+}
+
+}  // extern "C"
