@@ -22,14 +22,12 @@ class GroupRates(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        model: Any = None,
         optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
         """Count the weights of each group."""
-        sizes = {
-            name: sum(tensor.numel() for tensor in group["params"])
-            for name, group in _named(optimizer).items()
-        }
+        sizes = {name: _size(group, model) for name, group in _named(optimizer).items()}
         total = sum(sizes.values()) or 1
         self._shares = {f"share/{name}": size / total for name, size in sizes.items()}
         self._rates = {}
@@ -61,6 +59,15 @@ class GroupRates(TrainerCallback):
         self._shares = {}
         logs.update(added)
         state.log_history[-1].update(added)
+
+
+def _size(group: dict[str, Any], model: Any) -> int:
+    """The weights of a group, by their names in the model: ZeRO-3's groups hold none themselves."""
+    names = group.get("param_names", ())
+    parameters = {} if model is None else dict(model.named_parameters())
+    if not names or not all(name in parameters for name in names):
+        return sum(tensor.numel() for tensor in group["params"])
+    return sum(getattr(parameters[n], "ds_numel", parameters[n].numel()) for n in names)
 
 
 def _named(optimizer: Any) -> dict[str, dict[str, Any]]:
