@@ -55,7 +55,11 @@ def library(name: str) -> ctypes.CDLL | None:
         _logger.info("no C++ compiler found: %s runs without its compiled form", name)
         return None
     try:
-        return ctypes.CDLL(str(_compiled(FOLDER / f"{name}.cpp", compiler)))
+        path = _compiled(FOLDER / f"{name}.cpp", compiler)
+        loaded = ctypes.CDLL(str(path))
+        if path.parent != cache_folder():
+            shutil.rmtree(path.parent, ignore_errors=True)  # it stays loaded
+        return loaded
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or error
         _logger.warning("%s.cpp cannot be compiled, and a slower form is used: %s", name, said)
@@ -97,7 +101,7 @@ def _compiled(source: Path, compiler: str) -> Path:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
             made.replace(path)
         finally:
-            if path.parent != Path(work):
+            if path.parent != Path(work) or not path.exists():
                 shutil.rmtree(work, ignore_errors=True)
     return path
 
