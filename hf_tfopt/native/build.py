@@ -60,7 +60,7 @@ def library(name: str) -> ctypes.CDLL | None:
         if path.parent != cache_folder():
             shutil.rmtree(path.parent, ignore_errors=True)  # it stays loaded
         return loaded
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # Runtime: no home
         said = getattr(error, "stderr", None) or error
         _logger.warning("%s.cpp cannot be compiled, and a slower form is used: %s", name, said)
         return None
