@@ -29,8 +29,8 @@ class Values(Column):
         self.begins = _begins(chunks)
 
     def __getitem__(self, row: int) -> Any:
-        chunk = int(self.begins.searchsorted(row, "right")) - 1
-        value = self.chunks[chunk][row - int(self.begins[chunk])]
+        chunk, inside = _place(self.begins, row)
+        value = self.chunks[chunk][inside]
         return value if isinstance(value, np.generic) else value.as_py()
 
 
@@ -58,9 +58,9 @@ class Lists(Column):
         )
 
     def __getitem__(self, row: int) -> NDArray[Any]:
-        chunk = int(self.begins.searchsorted(row, "right")) - 1 if len(self.values) > 1 else 0
-        view, inside = self._views[chunk], row - int(self.begins[chunk])
-        return self.values[chunk][view[inside] : view[inside + 1]]
+        chunk, inside = _place(self.begins, row)
+        offsets = self._views[chunk]
+        return self.values[chunk][offsets[inside] : offsets[inside + 1]]
 
     def flat(self, rows: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """All these rows one after the other, and where each begins, and the end of the last.
@@ -77,13 +77,11 @@ class Lists(Column):
             ctypes.c_int(self.offsets[0].itemsize),
             address(places, "i8"),
             ctypes.c_int64(len(rows)),
-            address(bounds, "i8"),
         )
-        compiled.tfopt_measure_rows(*where)
+        compiled.tfopt_measure_rows(*where, address(bounds, "i8"))
         found = np.empty(int(bounds[-1]), dtype=np.int64)
-        compiled.tfopt_gather_rows(
-            *where, ctypes.c_int(self.values[0].itemsize), address(found, "i8")
-        )
+        value_size = ctypes.c_int(self.values[0].itemsize)
+        compiled.tfopt_gather_rows(*where, value_size, address(found, "i8"))
         return found, bounds
 
 
@@ -106,6 +104,14 @@ def open_column(name: str, column: pa.ChunkedArray) -> Column:
 def _begins(chunks: Sequence[Any]) -> NDArray[np.int64]:
     """The number of each chunk's first row."""
     return np.cumsum([0, *map(len, chunks)])[:-1]
+
+
+def _place(begins: NDArray[np.int64], row: int) -> tuple[int, int]:
+    """The chunk of a row, and its number there."""
+    if len(begins) == 1:
+        return 0, row
+    chunk = int(begins.searchsorted(row, "right")) - 1
+    return chunk, row - int(begins[chunk])
 
 
 def _offsets(chunk: Any) -> NDArray[Any]:

@@ -34,7 +34,7 @@ def choose_targets(
     probability: float,
     word_starts: Flags | None,
 ) -> Targets | None:
-    """The targets of `masking.choose_with_arrays`, in their order; None without the library."""
+    """The targets of `masking.choose_with_arrays`, ascending; None without the library."""
     compiled = library("masking")
     if compiled is None:
         return None

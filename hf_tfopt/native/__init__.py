@@ -1,1 +1,1 @@
-"""The few loops that are written in C++, and what compiles them; nothing depends on them."""
+"""The few loops that are written in C++, each beside a form without, and what compiles them."""

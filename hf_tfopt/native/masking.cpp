@@ -4,7 +4,6 @@
 // Unit: a token, or a word (and every special token one by itself) where `starts` is given.
 
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 #if defined(__SSE2__)

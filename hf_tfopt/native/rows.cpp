@@ -68,10 +68,9 @@ void tfopt_measure_rows(const Chunk* chunks, int64_t num_chunks, int offset_size
                                                            bounds);
 }
 
-// out: room for bounds[num_rows] numbers. Values are signed integers of value_size bytes.
+// out: room for all numbers of these rows. Values are signed integers of value_size bytes.
 void tfopt_gather_rows(const Chunk* chunks, int64_t num_chunks, int offset_size,
-                       const int64_t* rows, int64_t num_rows, const int64_t* /*bounds*/,
-                       int value_size, int64_t* out) {
+                       const int64_t* rows, int64_t num_rows, int value_size, int64_t* out) {
   (offset_size == 4 ? gather_any<int32_t> : gather_any<int64_t>)(chunks, num_chunks, rows, num_rows,
                                                                  value_size, out);
 }

@@ -225,7 +225,7 @@ def test_the_sum_of_squares_is_exact(sizes: tuple[int, ...]) -> None:
     print("seed 0")
     tensors = [torch.randn(size) for size in sizes]
     exact = sum(tensor.double().square().sum().item() for tensor in tensors)
-    # fp32 sums of 4,096 numbers, in many parts each: a rounding of 6e-8 or two
+    # fp32 sums of up to 16,384 numbers, in many parts each: a rounding of 6e-8 or two
     assert kernels.sum_of_squares(tensors) == pytest.approx(exact, rel=2e-7)
 
 
