@@ -16,6 +16,7 @@ Integers = NDArray[np.int64]
 Words = NDArray[np.uint64]
 Flags = NDArray[np.bool_]
 
+FATES = 1 << 32  # a fate is a number below this
 LANE = 1 << 16  # values of one 16-bit lane: probabilities are kept to 1/65536
 
 # One stream of bits for each decision, so that none depends on another.
@@ -171,5 +172,5 @@ def lanes_below(
 
 
 def to_lane(probability: float) -> int:
-    """The number of 65536 lane values that stand for `probability`."""
-    return round(probability * LANE)
+    """The number of the 65536 lane values that stand for `probability`, at least 1."""
+    return max(round(probability * LANE), 1)

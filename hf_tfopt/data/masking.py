@@ -6,15 +6,15 @@ neither on workers, ranks and restarts, nor on the batch, padding or packed row 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hf_tfopt.data import masking_kernel
 from hf_tfopt.data.keyed_bits import (
     CHOICE,
     FALLBACK,
+    FATES,
     REPLACEMENT,
     SPAN,
     Flags,
@@ -69,12 +69,12 @@ def choose_with_arrays(
     word_starts: Flags | None,
 ) -> Targets:
     """`choose_targets` where nothing can be compiled: with operations on whole arrays."""
-    positions, fate, out_of = _chosen_tokens(ids, bounds, keys, rule, probability, word_starts)
+    positions, fate = _chosen_tokens(ids, bounds, keys, rule, probability, word_starts)
     labels = ids[positions]
     inputs = np.full(len(labels), rule.mask_id)
-    others = np.flatnonzero(fate >= round(rule.mask_fraction * out_of))
+    masked, changed = rule.limits
+    others = np.flatnonzero(fate >= masked)
     inputs[others] = labels[others]
-    changed = round((rule.mask_fraction + rule.random_fraction) * out_of)
     replaced = others[fate[others] < changed]
     places = positions[replaced]
     rows = bounds.searchsorted(places, "right") - 1
@@ -95,11 +95,10 @@ class Units(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The chosen units, and the fate of each: uniform among the numbers below `out_of`."""
+    """The chosen units, and the fate of each: uniform below 2^32, or as finely as lanes are."""
 
     units: Integers
-    fate: NDArray[Any]
-    out_of: int
+    fate: Words
 
 
 def _chosen_tokens(
@@ -123,15 +122,16 @@ def _chosen_tokens(
         chosen = _choose_spans(units, is_maskable(np.arange(len(first))), keys, probability)
     else:
         threshold = to_lane(probability)
-        chosen = Chosen(*lanes_below(threshold, keys[CHOICE], units.bounds), threshold)
+        found, lanes = lanes_below(threshold, keys[CHOICE], units.bounds)
+        chosen = Chosen(found, lanes * np.uint64(FATES // threshold))
     usual = np.flatnonzero(is_maskable(chosen.units))
-    chosen = Chosen(chosen.units[usual], chosen.fate[usual], chosen.out_of)
+    chosen = Chosen(chosen.units[usual], chosen.fate[usual])
     chosen = _one_in_each(chosen, units.bounds, keys, is_maskable)
     if first is None:
         return chosen
     begins = first[chosen.units]
     sizes = np.append(first, len(ids))[chosen.units + 1] - begins
-    return Chosen(_ranges(begins, sizes), np.repeat(chosen.fate, sizes), chosen.out_of)
+    return Chosen(_ranges(begins, sizes), np.repeat(chosen.fate, sizes))
 
 
 def set_apart(starts: Flags, special: Flags) -> Flags:
@@ -162,7 +162,7 @@ def _choose_spans(words: Units, is_word: Flags, keys: Words, probability: float)
     lane = drawn >> np.uint64(48)
     lengths = np.where(starts[heads], tables.lengths[lane], tables.residuals[lane])
     sizes = np.minimum(lengths, np.diff(heads, append=len(is_word)))
-    return Chosen(_ranges(heads, sizes), np.repeat(lower_half(drawn), sizes), 1 << 32)
+    return Chosen(_ranges(heads, sizes), np.repeat(lower_half(drawn), sizes))
 
 
 def _one_in_each(
@@ -180,11 +180,9 @@ def _one_in_each(
     rows, firsts, counts = (a[counts > 0] for a in (rows, np.cumsum(counts) - counts, counts))
     drawn = keys[FALLBACK, rows]
     which = usual[firsts + below(counts, drawn)]
-    fate = below(chosen.out_of, drawn << np.uint64(32))  # the other half of the word
     return Chosen(
         np.concatenate([chosen.units, units[which]]),
-        np.concatenate([chosen.fate, fate.view(np.uint64)]),
-        chosen.out_of,
+        np.concatenate([chosen.fate, lower_half(drawn)]),
     )
 
 

@@ -18,7 +18,6 @@ class _Rule(ctypes.Structure):
         ("num_replacements", ctypes.c_int64),
         ("mask_id", ctypes.c_int64),
         ("threshold", ctypes.c_uint32),
-        ("out_of", ctypes.c_uint64),
         ("mask_limit", ctypes.c_uint64),
         ("change_limit", ctypes.c_uint64),
         ("span_lengths", ctypes.c_void_p),
@@ -56,17 +55,13 @@ def choose_targets(
 
 def _settings(rule: MaskingRule, probability: float) -> _Rule:
     spans = span_tables(probability) if rule.unit == "span" else None
-    out_of = to_lane(probability) if spans is None else 1 << 32
-    changed = rule.mask_fraction + rule.random_fraction
     return _Rule(
         address(rule.maskable, "?"),
         address(rule.replacements, "i8"),
         len(rule.replacements),
         rule.mask_id,
         to_lane(probability) if spans is None else spans.start,
-        out_of,
-        round(rule.mask_fraction * out_of),
-        round(changed * out_of),
+        *rule.limits,
         None if spans is None else address(spans.lengths, "u1"),
         None if spans is None else address(spans.residuals, "u1"),
     )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_tfopt.data.keyed_bits import LANE, Flags, Integers, to_lane
+from hf_tfopt.data.keyed_bits import FATES, LANE, Flags, Integers, to_lane
 from hf_tfopt.registry import check_name
 
 UNITS = ("token", "word", "span")
@@ -76,7 +76,7 @@ def span_tables(probability: float) -> SpanTables:
         q = (low + high) / 2
         covered = float((q * (1 - q) ** steps * longer).sum())
         low, high = (q, high) if covered < probability else (low, q)
-    start = max(to_lane((low + high) / 2), 1)
+    start = to_lane((low + high) / 2)
     q = start / LANE
     left = [float((q * (1 - q) ** steps[: MAX_SPAN - r] * length[r:]).sum()) for r in steps[1:]]
     return SpanTables(start, _lookup(length, 1), _lookup(np.array([1 - sum(left), *left]), 0))
@@ -120,6 +120,12 @@ class MaskingRule:
             )
         if not len(self.replacements):
             raise ValueError("the vocabulary has special tokens only: there is nothing to mask")
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Fates below the first become the mask token, other ones below the second a random one."""
+        changed = self.mask_fraction + self.random_fraction
+        return round(self.mask_fraction * FATES), round(changed * FATES)
 
 
 class Targets(NamedTuple):

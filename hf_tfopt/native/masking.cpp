@@ -59,8 +59,7 @@ struct Rule {
   int64_t num_replacements;
   int64_t mask_id;
   uint32_t threshold;     // of 65536: units chosen, or words that start a span
-  uint64_t out_of;        // fates are numbers below this:
-  uint64_t mask_limit;    // those below this become the mask token,
+  uint64_t mask_limit;    // fates are below 2^32: those below this become the mask token,
   uint64_t change_limit;  // those below this a random one
   const uint8_t* span_lengths;    // by lane; null unless units are spans
   const uint8_t* span_residuals;
@@ -105,12 +104,13 @@ inline void emit(const Example& x, int64_t unit, uint64_t fate, const Rule& rule
 }
 
 void choose_units(const Example& x, const uint16_t* lanes, const Rule& rule, Targets& out) {
+  const uint64_t scale = (uint64_t{1} << 32) / rule.threshold;
   for (int64_t block = 0; block < x.num_units; block += 64) {
     uint64_t found = lanes_below(lanes + block, rule.threshold);
     if (x.num_units - block < 64) found &= (uint64_t{1} << (x.num_units - block)) - 1;
     for (; found; found &= found - 1) {
       const int64_t unit = block + __builtin_ctzll(found);
-      if (x.is_maskable(unit, rule)) emit(x, unit, lanes[unit], rule, out);
+      if (x.is_maskable(unit, rule)) emit(x, unit, lanes[unit] * scale, rule, out);
     }
   }
 }
@@ -141,7 +141,7 @@ void choose_one(const Example& x, const Rule& rule, Targets& out) {
   int64_t which = below(count, drawn);
   for (int64_t unit = 0; unit < x.num_units; ++unit) {
     if (!x.is_maskable(unit, rule) || which--) continue;
-    emit(x, unit, (drawn & 0xFFFFFFFF) * rule.out_of >> 32, rule, out);
+    emit(x, unit, drawn & 0xFFFFFFFF, rule, out);
     return;
   }
 }

@@ -49,7 +49,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float = math.inf) -> 
 def _length(gradients: list[Tensor]) -> Tensor:
     squares = sum_of_squares(gradients)
     if squares is not None:
-        return torch.tensor(math.sqrt(squares))
+        return torch.tensor(math.sqrt(squares), dtype=torch.float32)
     return torch.linalg.vector_norm(torch.stack([norm(gradient) for gradient in gradients]))
 
 

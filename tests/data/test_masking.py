@@ -92,7 +92,7 @@ def odd_examples(seed: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize("probability", [0.02, 0.15, 0.4, 0.9])
+@pytest.mark.parametrize("probability", [1e-9, 0.02, 0.15, 0.4, 0.9])
 def test_equals_the_plain_loop(unit: str, probability: float) -> None:
     for seed, epoch in ((0, 0), (-5, 1), (2**70, 12)):
         examples = odd_examples(abs(seed) % 1000)

@@ -60,7 +60,7 @@ def spans(probability: float) -> Spans:
     while high - low > 1e-12:
         q = (low + high) / 2
         low, high = (q, high) if coverage(q) < probability else (low, q)
-    start = round(low * 65536)
+    start = max(round(low * 65536), 1)
     q = start / 65536
     left = [sum(q * (1 - q) ** k * length[r + k] for k in range(10 - r)) for r in range(1, 10)]
     return Spans(start, length, [1 - sum(left), *left])
@@ -108,21 +108,21 @@ def mask_example(
         units = units_of(ids, special, starting)
     words = [number for number, tokens in enumerate(units) if ids[tokens[0]] not in special]
     if unit == "span":
-        fates, out_of = span_fates(probability, keys, len(units), set(words)), 1 << 32
+        fates = span_fates(probability, keys, len(units), set(words))
     else:
-        out_of = round(probability * 65536)
+        threshold = max(round(probability * 65536), 1)
         drawn = {number: lane(keys[CHOICE], number) for number in words}
-        fates = {number: v for number, v in drawn.items() if v < out_of}
+        fates = {n: v * (2**32 // threshold) for n, v in drawn.items() if v < threshold}
     if not fates and words:
         number = words[below(len(words), keys[FALLBACK])]
-        fates = {number: (keys[FALLBACK] & 0xFFFFFFFF) * out_of >> 32}
+        fates = {number: keys[FALLBACK] & 0xFFFFFFFF}
     targets = {}
     for number, fate in fates.items():
         for j in units[number]:
             seen = ids[j]
-            if fate < round(mask_fraction * out_of):
+            if fate < round(mask_fraction * 2**32):
                 seen = mask_id
-            elif fate < round((mask_fraction + random_fraction) * out_of):
+            elif fate < round((mask_fraction + random_fraction) * 2**32):
                 seen = replacements[below(len(replacements), bits(keys[REPLACEMENT], j))]
             targets[j] = (ids[j], seen)
     return targets
