@@ -1,7 +1,7 @@
 """The few overrides of the host's Trainer that have no constructor slot."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import unwrap_peft_model
 
-from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum, add, combine, divide
+from hf_tfopt.losses.reduction import IGNORE_INDEX, TermTotals, combine, unlabelled
 from hf_tfopt.objectives.base import Objective
 from hf_tfopt.objectives.language_modeling import LanguageModeling
 from hf_tfopt.optimizers.clipping import clip_grad_norm, is_on_one_cpu
@@ -67,7 +67,7 @@ class TfoptMixin(Trainer):
         )
         self._is_prepared = False
         self._counts: dict[str, Tensor] = {}
-        self._evaluated: list[dict[str, LossSum]] = []
+        self._trained, self._evaluated = TermTotals(), TermTotals()
         if self.training_objective is not None:
             self.loss_is_scaled_for_ga = True  # read by the host's training_step
         adopt_collator(self)
@@ -122,6 +122,7 @@ class TfoptMixin(Trainer):
         if batches:
             self._prepare_objective(next(filter(_has_targets, batches), batches[0]))
         if self.training_objective is not None:
+            self.training_objective.step = self.state.global_step
             self._counts = self._counted(
                 [self.training_objective.counts(batch) for batch in batches]
             )
@@ -150,17 +151,58 @@ class TfoptMixin(Trainer):
         """The objective's terms, divided by the counts of the whole batch; else the host's loss."""
         if self.training_objective is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if model.training:
+            return self._training_loss(self.training_objective, model, inputs)
         terms, outputs = self.training_objective.terms(
             model, self._module(), inputs, return_outputs
         )
-        if not model.training:
-            self._evaluated.append({name: _detached(term) for name, term in terms.items()})
-            loss = combine(terms)
-        else:
-            # DDP and FSDP average gradients over the processes that saw different data.
-            processes = self.accelerator.num_processes // self.get_tp_size()
-            loss = combine(terms, self._counts) * processes
-        return (loss, outputs) if return_outputs else loss
+        self._evaluated.add(terms)
+        return (combine(terms), outputs) if return_outputs else combine(terms)
+
+    def _training_loss(self, objective: Objective, model: nn.Module, inputs: Any) -> Tensor:
+        """The last pass's loss, for the host to differentiate; the value is that of all passes."""
+        # DDP and FSDP average gradients over the processes that saw different data.
+        processes = self.accelerator.num_processes // self.get_tp_size()
+        passes = objective.passes(model, self._module(), inputs)
+        earlier = torch.zeros((), device=self.args.device)
+        for number in range(1, objective.num_passes + 1):
+            terms = next(passes)
+            self._trained.add(terms)
+            loss = combine(terms, self._counts, objective.weights) * processes
+            if number == objective.num_passes:
+                return loss + earlier
+            # compute_loss runs under autocast, where a backward pass does not belong
+            with self.accelerator.no_sync(model), torch.autocast(loss.device.type, enabled=False):
+                self.accelerator.backward(loss)
+            earlier += loss.detach()
+        raise AssertionError("an objective has at least one pass")
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """The host's; the objective hears when all gradients of an optimizer step are there."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.training_objective is not None and self.accelerator.sync_gradients:
+            self.training_objective.gradients_ready(self._module(), self._mean_over_processes)
+        return loss
+
+    def _mean_over_processes(self, tensor: Tensor) -> Tensor:
+        reduced: Any = self.accelerator.reduce(tensor, "mean")
+        return reduced
+
+    def _sum_over_processes(self, tensor: Tensor) -> Tensor:
+        reduced: Any = self.accelerator.reduce(tensor, "sum")
+        return reduced
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The host's; with several terms the mean of each since the last entry, by its name."""
+        if "loss" in logs:
+            means = self._trained.means(self._sum_over_processes)
+            logs = {**logs, **(means if len(means) > 1 else {})}
+        super().log(logs, start_time)
 
     # Private in the host (5.23, trainer.py:2773 and 2781), which has no slot for them.
     def _clip_grad_norm(self, model: nn.Module) -> Any:
@@ -192,7 +234,9 @@ class TfoptMixin(Trainer):
         """The host's, but no logits where only the loss is asked for, and each example once."""
         if "labels" in inputs:
             self._prepare_objective(inputs)
-            inputs = self._without_repeats(inputs)
+            if self.training_objective is not None:
+                self.training_objective.counts(inputs)  # refuses bad targets
+                inputs = self._without_repeats(inputs, self.training_objective.targets)
         if self.training_objective is None or not prediction_loss_only or "labels" not in inputs:
             return super().prediction_step(
                 model, inputs, prediction_loss_only, ignore_keys=ignore_keys, **options
@@ -202,20 +246,16 @@ class TfoptMixin(Trainer):
             loss = self.compute_loss(model, inputs)
         return loss.detach(), None, None
 
-    def _without_repeats(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _without_repeats(
+        self, inputs: dict[str, Any], targets: Sequence[str] = ("labels",)
+    ) -> dict[str, Any]:
         """Unlabel the examples that fill up the last batch of several processes a second time."""
         state = self.accelerator.gradient_state
-        labels = inputs["labels"]
         if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
             return inputs
         size = self.args.eval_batch_size
         num_own = min(max(state.remainder - self.args.process_index * size, 0), size)
-        labels = labels.clone()
-        if labels.shape[0] < size and "cu_seq_lens_q" in inputs:  # examples end to end in one row
-            labels[:, int(inputs["cu_seq_lens_q"][num_own]) :] = IGNORE_INDEX
-        else:
-            labels[num_own:] = IGNORE_INDEX
-        return {**inputs, "labels": labels}
+        return unlabelled(inputs, targets, num_own, size)
 
     def evaluation_loop(
         self,
@@ -226,25 +266,20 @@ class TfoptMixin(Trainer):
         metric_key_prefix: str = "eval",
     ) -> Any:
         """The host's loop, its loss replaced by `sum of the terms / their counts`."""
-        self._evaluated = []
+        self._evaluated = TermTotals()
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
-        if self._evaluated and self.training_objective is not None:
-            means = self._evaluation_means()
-            metrics = {"loss": sum(means.values()), **self.training_objective.metrics(means)}
-            exact = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-            output = output._replace(metrics={**(output.metrics or {}), **exact})
-        self._evaluated = []
+        means = self._evaluated.means(self._sum_over_processes)
+        if means and self.training_objective is not None:
+            exact = {
+                "loss": sum(means.values()),
+                **(means if len(means) > 1 else {}),
+                **self.training_objective.metrics(means),
+            }
+            named = {f"{metric_key_prefix}_{name}": value for name, value in exact.items()}
+            output = output._replace(metrics={**(output.metrics or {}), **named})
         return output
-
-    def _evaluation_means(self) -> dict[str, float]:
-        means: dict[str, float] = {}
-        for name in self._evaluated[0]:
-            term = add(terms[name] for terms in self._evaluated)
-            total, count = (self.accelerator.reduce(part, "sum") for part in term)
-            means[name] = float(divide(total, count))  # pyright: ignore[reportArgumentType]
-        return means
 
 
 class TfoptTrainer(TfoptMixin):
@@ -257,7 +292,3 @@ class TfoptSeq2SeqTrainer(TfoptMixin, Seq2SeqTrainer):
 
 def _has_targets(batch: Mapping[str, Any]) -> bool:
     return "labels" in batch and bool(batch["labels"].ne(IGNORE_INDEX).any())
-
-
-def _detached(term: LossSum) -> LossSum:
-    return LossSum(term.sum.detach(), term.count.detach())

@@ -1,53 +1,101 @@
 """Cross-entropy as a sum and a count, from logits or straight from the hidden states."""
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from hf_tfopt.losses.labels import check_labels, labelled
+from hf_tfopt.losses.linear_head import CHUNK_BYTES, BlockLoss, linear_loss
 from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum
 
-# Logits held at once: enough rows to keep a GEMM busy, and little beside the gradient of a
-# 30k x 256 head (31 MiB).
-CHUNK_BYTES = 16 * 2**20
-# Softmax and its slope are taken in blocks that stay in a core's second-level cache.
-BLOCK_ELEMENTS = 2**19
+
+@dataclass(frozen=True)
+class CrossEntropyForm:
+    """What is added to the plain cross-entropy, checked; all off by default.
+
+    Args:
+        label_smoothing: ε in [0, 1): the target is (1 - ε) one-hot + ε / C.
+        z_loss: factor of `logsumexp(logits)²`, at least 0.
+        focal_gamma: γ of the factor (1 - p)^γ, at least 0; not with label_smoothing.
+
+    Raises:
+        ValueError: a value outside its range, or γ beside ε.
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    focal_gamma: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be in [0, 1)")
+        for name in ("z_loss", "focal_gamma"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} is {value}; it must be at least 0")
+        if self.focal_gamma and self.label_smoothing:
+            raise ValueError(
+                f"focal_gamma {self.focal_gamma} and label_smoothing {self.label_smoothing}: the "
+                "focal factor is that of one right class; leave one of the two out"
+            )
 
 
 def cross_entropy(
     logits: Tensor,
     labels: Tensor,
     label_smoothing: float = 0.0,
+    *,
+    class_weights: Tensor | None = None,
+    z_loss: float = 0.0,
+    focal_gamma: float = 0.0,
     ignore_index: int = IGNORE_INDEX,
 ) -> LossSum:
     """Cross-entropy summed over the labelled positions, computed in fp32 or wider.
 
     Equals `F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="sum",
-    label_smoothing=label_smoothing, ignore_index=ignore_index)`, but only labelled rows are read.
+    weight=class_weights, label_smoothing=label_smoothing, ignore_index=ignore_index)`, but only
+    labelled rows are read. The options add, for a row z with label y and p = softmax(z):
+
+    - z_loss: `z_loss * logsumexp(z)²`, times the label's class weight;
+    - focal_gamma: the factor `(1 - p[y])^γ` of its cross-entropy.
 
     Args:
         logits: [..., C], unnormalised.
         labels: [...], class numbers in [0, C) or `ignore_index`.
         label_smoothing: ε in [0, 1): the target is (1 - ε) one-hot + ε / C.
+        class_weights: [C]; the count is then the sum of the labels' weights, as torch's mean has.
+        z_loss: at least 0; 1e-4 in PaLM.
+        focal_gamma: at least 0; 2 in the paper; not with label_smoothing.
         ignore_index: the label of positions without a target.
 
     Raises:
-        ValueError: shapes that do not match, a label outside [0, C), ε outside [0, 1).
+        ValueError: shapes that do not match, a label outside [0, C), an option out of its range.
 
-    Paper: Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7 (ε / C form).
+    Paper: Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7 (ε / C form);
+    Chowdhery et al. 2022, "PaLM", section 5 (z-loss); Lin et al. 2017, "Focal Loss", equation 4.
     """
-    _check_smoothing(label_smoothing)
-    rows, targets = _labelled(logits, labels, ignore_index)
-    _check_range(targets, logits.shape[-1], ignore_index)
-    total = F.cross_entropy(
-        rows.to(torch.promote_types(rows.dtype, torch.float32)),
-        targets,
-        reduction="sum",
-        label_smoothing=label_smoothing,
-    )
-    return LossSum(total, _count(targets))
+    form = CrossEntropyForm(label_smoothing, z_loss, focal_gamma)
+    rows, targets = labelled(logits, labels, ignore_index)
+    check_labels(targets, logits.shape[-1], ignore_index)
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    weights = None if class_weights is None else class_weights.to(rows)
+    if not (form.focal_gamma or form.z_loss):
+        total = F.cross_entropy(
+            rows, targets, weights, reduction="sum", label_smoothing=label_smoothing
+        )
+    else:
+        each = F.cross_entropy(
+            rows, targets, weights, reduction="none", label_smoothing=label_smoothing
+        )
+        log_z = torch.logsumexp(rows, dim=-1)
+        if form.focal_gamma:
+            chosen = rows.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - log_z
+            each = each * (-torch.expm1(chosen)).clamp(min=0).pow(form.focal_gamma)
+        of_label = 1.0 if weights is None else weights[targets]
+        total = (each + form.z_loss * of_label * log_z.square()).sum()
+    return LossSum(total, count_of(targets, weights))
 
 
 def linear_cross_entropy(
@@ -57,6 +105,9 @@ def linear_cross_entropy(
     bias: Tensor | None = None,
     label_smoothing: float = 0.0,
     *,
+    class_weights: Tensor | None = None,
+    z_loss: float = 0.0,
+    focal_gamma: float = 0.0,
     logit_scale: float = 1.0,
     softcap: float | None = None,
     ignore_index: int = IGNORE_INDEX,
@@ -64,11 +115,10 @@ def linear_cross_entropy(
 ) -> LossSum:
     """Cross-entropy of a linear head, summed over the labelled positions, without keeping logits.
 
-    Equals `cross_entropy(cap(logit_scale * (hidden @ weight.T) + bias), labels, label_smoothing)`
-    with `cap(z) = softcap * tanh(z / softcap)`. Logits exist for one chunk of rows at a time, and
-    the gradients are formed in the forward pass, so that the peak is one chunk and the gradient of
-    the weight. Under autocast the products run in the autocast type; softmax, sums and the
-    accumulated gradients are fp32 (fp64 for fp64 inputs). Cannot be differentiated twice.
+    Equals `cross_entropy(cap(logit_scale * (hidden @ weight.T) + bias), labels, label_smoothing,
+    ...)` with `cap(z) = softcap * tanh(z / softcap)`. Logits exist for one chunk of rows at a time,
+    and the gradients are formed in the forward pass, so that the peak is one chunk and the gradient
+    of the weight (`losses.linear_head`). Cannot be differentiated twice.
 
     Args:
         hidden: [..., H].
@@ -76,180 +126,87 @@ def linear_cross_entropy(
         labels: [...], in [0, V) or `ignore_index`.
         bias: [V], or none.
         label_smoothing: ε in [0, 1), the ε / V form.
+        class_weights: [V], as in `cross_entropy`.
+        z_loss: as in `cross_entropy`.
+        focal_gamma: as in `cross_entropy`.
         logit_scale: factor of the product, before the bias.
         softcap: largest absolute logit, approached by tanh (Gemma 2), or none.
         ignore_index: the label of positions without a target; they cost nothing.
         chunk_bytes: size of the logits held at once.
 
     Raises:
-        ValueError: shapes that do not match, a label outside [0, V), ε outside [0, 1).
+        ValueError: shapes that do not match, a label outside [0, V), an option out of its range.
 
     Paper: none; the idea is in Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language
     Models". Differs: chunks of rows, gradients in the forward pass, plain PyTorch.
     """
-    _check_smoothing(label_smoothing)
-    if hidden.shape[-1] != weight.shape[-1]:
-        raise ValueError(
-            f"hidden states of width {hidden.shape[-1]} do not fit a weight of shape "
-            f"{tuple(weight.shape)}"
-        )
-    rows, targets = _labelled(hidden, labels, ignore_index)
-    _check_range(targets, weight.shape[0], ignore_index)
-    total = _LinearCrossEntropy.apply(
-        rows, weight, bias, targets, label_smoothing, logit_scale, softcap, chunk_bytes
+    form = CrossEntropyForm(label_smoothing, z_loss, focal_gamma)
+    rows, targets = labelled(hidden, labels, ignore_index)
+    check_labels(targets, weight.shape[0], ignore_index)
+    rule = _CrossEntropyRows(targets, form, class_weights)
+    total, _ = linear_loss(
+        rows, weight, bias, rule, logit_scale=logit_scale, softcap=softcap, chunk_bytes=chunk_bytes
     )
-    assert isinstance(total, Tensor)
-    return LossSum(total, _count(targets))
+    return LossSum(total, count_of(targets, class_weights))
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    """The sum over rows, with d(sum)/d(hidden, weight, bias) made on the way."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        label_smoothing: float,
-        logit_scale: float,
-        softcap: float | None,
-        chunk_bytes: int,
-    ) -> Tensor:
-        device = hidden.device.type
-        compute = hidden.dtype
-        if torch.is_autocast_enabled(device):
-            compute = torch.get_autocast_dtype(device)
-        wide = torch.promote_types(compute, torch.float32)
-        shapes = (hidden, weight, bias)
-        gradients = [
-            torch.zeros_like(tensor, dtype=wide) if need and tensor is not None else None
-            for need, tensor in zip(ctx.needs_input_grad[:3], shapes, strict=True)
-        ]
-        total = hidden.new_zeros((), dtype=wide)
-        num_rows = max(1, chunk_bytes // (weight.shape[0] * compute.itemsize))
-        rule = _Rule(None if bias is None else bias.to(wide), label_smoothing, softcap)
-        with torch.autocast(device, enabled=False):
-            head = weight.to(compute)
-            for start in range(0, hidden.shape[0], num_rows):
-                part = slice(start, start + num_rows)
-                states = hidden[part].to(compute)
-                logits = states @ head.t()
-                if logit_scale != 1.0:
-                    logits.mul_(logit_scale)
-                total += _loss_and_slope_(logits, targets[part], rule, gradients[2])
-                if logit_scale != 1.0:
-                    logits.mul_(logit_scale)
-                _accumulate(gradients, part, logits, states, head)
-        ctx.gradients = gradients
-        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in shapes]
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        scaled = [
-            None if gradient is None else (gradient * grad_outputs[0]).to(dtype)
-            for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
-        ]
-        return (*scaled, None, None, None, None, None)
-
-
-class _Rule(NamedTuple):
-    """From the product of one row to its loss."""
-
-    bias: Tensor | None
-    label_smoothing: float
-    softcap: float | None
-
-
-def _loss_and_slope_(
-    products: Tensor, targets: Tensor, rule: _Rule, of_bias: Tensor | None
-) -> Tensor:
-    """The chunk's loss; `products` becomes d(loss)/d(products) in place, in blocks, in fp32."""
-    num_rows = max(1, BLOCK_ELEMENTS // products.shape[-1])
-    wide = torch.promote_types(products.dtype, torch.float32)
-    losses: list[Tensor] = []
-    for start in range(0, products.shape[0], num_rows):
-        block = products[start : start + num_rows]
-        logits = block.to(wide)
-        if rule.bias is not None:
-            logits.add_(rule.bias)
-        loss, slope = _block(logits, targets[start : start + num_rows].unsqueeze(-1), rule)
-        losses.append(loss)
-        block.copy_(slope)
-        if of_bias is not None:
-            of_bias.addmv_(slope.t(), slope.new_ones(slope.shape[0]))  # on a CPU faster than sum(0)
-    return torch.stack(losses).sum()
-
-
-def _block(logits: Tensor, target: Tensor, rule: _Rule) -> tuple[Tensor, Tensor]:
-    """Loss and slope of a few rows of logits with the bias in them."""
-    if rule.softcap is not None:
-        logits = logits.div_(rule.softcap).tanh_()
-        slope = torch.log_softmax(logits * rule.softcap, dim=-1)
-    else:
-        slope = torch.log_softmax(logits, dim=-1)
-    loss = -(1 - rule.label_smoothing) * slope.gather(-1, target).sum()
-    uniform = rule.label_smoothing / logits.shape[-1]
-    if uniform:
-        loss = loss - uniform * slope.sum()
-    slope.exp_()
-    slope.scatter_add_(-1, target, slope.new_full(target.shape, rule.label_smoothing - 1))
-    if uniform:
-        slope.sub_(uniform)
-    if rule.softcap is not None:
-        slope.mul_(1 - logits.square_())
-    return loss, slope
-
-
-def _accumulate(
-    gradients: list[Tensor | None], part: slice, slope: Tensor, states: Tensor, head: Tensor
-) -> None:
-    """Add one chunk's share to the gradients of hidden states and weight, in fp32 or wider."""
-    of_hidden, of_weight, _ = gradients
-    if of_hidden is not None:
-        of_hidden[part] = slope @ head
-    if of_weight is None:
-        return
-    if head.dtype == of_weight.dtype:
-        of_weight.addmm_(slope.t(), states)  # accumulates in place: no [V, H] temporary
-    else:
-        of_weight += slope.t() @ states
-
-
-def _labelled(tensor: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Rows of `tensor` [..., F] that have a label, and their labels."""
-    if tensor.shape[:-1] != labels.shape:
-        raise ValueError(
-            f"labels of shape {tuple(labels.shape)} do not fit {tuple(tensor.shape)}: "
-            "all dimensions but the last must be the same"
-        )
-    targets = labels.reshape(-1)
-    index = targets.ne(ignore_index).nonzero().squeeze(-1)
-    rows = tensor.reshape(-1, tensor.shape[-1])
-    if index.numel() == targets.numel():
-        return rows, targets
-    return rows.index_select(0, index), targets.index_select(0, index)
-
-
-def _count(targets: Tensor) -> Tensor:
+def count_of(targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """The number of labels [N], or the sum of their classes' weights, as a scalar."""
+    if class_weights is not None:
+        return class_weights.to(targets.device)[targets].sum()
     return torch.tensor(targets.numel(), device=targets.device)
 
 
-def _check_range(targets: Tensor, num_classes: int, ignore_index: int) -> None:
-    # On an accelerator a look at the values would cost a synchronisation; its gather asserts.
-    if targets.device.type != "cpu" or not targets.numel():
-        return
-    low, high = (int(value) for value in torch.aminmax(targets))
-    if low < 0 or high >= num_classes:
-        raise ValueError(
-            f"label {low if low < 0 else high} is outside [0, {num_classes}); "
-            f"positions without a target are labelled {ignore_index}"
-        )
+class _CrossEntropyRows:
+    """Cross-entropy and its slope, by hand: each row is `a * softmax - b * one_hot - u`."""
+
+    weights = (1.0,)
+
+    def __init__(self, targets: Tensor, form: CrossEntropyForm, class_weights: Tensor | None):
+        self.targets = targets
+        self.form = form
+        self.class_weights = class_weights
+
+    def chunk(self, rows: slice) -> BlockLoss:
+        targets = self.targets[rows].unsqueeze(-1)
+        return lambda logits, block: self._block(logits, targets[block])
+
+    def _block(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        form = self.form
+        smoothing, uniform = form.label_smoothing, form.label_smoothing / logits.shape[-1]
+        slope = torch.log_softmax(logits, dim=-1)
+        log_p = slope.gather(-1, target)
+        if not (self.class_weights is not None or form.z_loss or form.focal_gamma):
+            loss = -(1 - smoothing) * log_p.sum()
+            if uniform:
+                loss = loss - uniform * slope.sum()
+            slope.exp_()
+            slope.scatter_add_(-1, target, slope.new_full(target.shape, smoothing - 1))
+            return loss.reshape(1), slope.sub_(uniform) if uniform else slope
+        classes = logits.new_ones(()) if self.class_weights is None else self.class_weights
+        classes = classes.to(logits).expand(logits.shape[-1])
+        own = classes[target]
+        each = -(1 - smoothing) * own * log_p
+        of_softmax = of_label = (1 - smoothing) * own
+        if uniform:
+            each = each - uniform * (slope @ classes).unsqueeze(-1)
+            of_softmax = of_softmax + uniform * classes.sum()
+        if form.focal_gamma:
+            each, of_label = _focal(own, log_p, form.focal_gamma)
+            of_softmax = of_label
+        if form.z_loss:
+            log_z = logits.gather(-1, target) - log_p
+            each = each + form.z_loss * own * log_z.square()
+            of_softmax = of_softmax + 2 * form.z_loss * own * log_z
+        slope.exp_().mul_(of_softmax)
+        slope.scatter_add_(-1, target, -of_label)
+        return each.sum().reshape(1), slope.sub_(uniform * classes) if uniform else slope
 
 
-def _check_smoothing(label_smoothing: float) -> None:
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing is {label_smoothing}; it must be in [0, 1)")
+def _focal(weight: Tensor, log_p: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """`-weight (1 - p)^γ log p`, and minus its derivative by log p; 0 where p is 1."""
+    rest = (-torch.expm1(log_p)).clamp(min=0)
+    factor = rest.pow(gamma)
+    # γ (1 - p)^(γ - 1) p log p goes to 0 with 1 - p, as log p does, for every γ > 0
+    inner = gamma * factor / rest.clamp(min=torch.finfo(rest.dtype).tiny) * log_p.exp() * log_p
+    return -weight * factor * log_p, weight * (factor - inner)

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_tfopt.losses.cross_entropy import cross_entropy, linear_cross_entropy
-from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum
+from hf_tfopt.losses.cross_entropy import CrossEntropyForm, cross_entropy, linear_cross_entropy
+from hf_tfopt.losses.reduction import IGNORE_INDEX, Terms
 
 
 @dataclass(frozen=True)
@@ -59,65 +59,115 @@ class HeadPlan:
     is_shifted: bool = False
 
 
+@dataclass(frozen=True)
+class LinearHead:
+    """An output embedding as a loss sees it: logits are `cap(scale * (h @ weight.T) + bias)`.
+
+    Args:
+        weight: [V, H].
+        bias: [V], or none; inside the cap.
+        scale: factor of the product.
+        softcap: `cap(z) = softcap * tanh(z / softcap)`, or none.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., H] -> logits [..., V]."""
+        logits = self.scale * F.linear(hidden, self.weight)
+        if self.bias is not None:
+            logits = logits + self.bias
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+UseRows = Callable[[Tensor, LinearHead | None], Terms]
+
+
 def shift(labels: Tensor) -> Tensor:
     """Targets of a causal model: position i gets the label of i + 1, the last one none."""
     return F.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
 
 
-def forward_with_loss(
+def forward_at_head(
     plan: HeadPlan,
     module: nn.Module,
     call: Callable[[], Any],
-    targets: Tensor,
-    label_smoothing: float = 0.0,
-) -> LossSum:
-    """One forward pass whose result is the loss of the labelled positions.
+    index: Tensor,
+    use: UseRows,
+) -> tuple[Terms, Any]:
+    """One forward pass that ends at the head: `use` gets the rows there in place of logits.
 
-    Equals `cross_entropy(logits_of(call()), targets, label_smoothing)`.
+    `use(hidden, head)` is called with the hidden states [n, H] of the positions at `index` and the
+    head, inside the head's own forward (FSDP2 has gathered its weight); or as `use(logits, None)`
+    with their logits [n, V] where the plan has no head.
 
     Args:
         plan: from `plan_head`.
         module: the model, without DDP or other wrappers.
         call: runs the (wrapped) model, without labels.
-        targets: [B, T], already shifted for causal models.
-        label_smoothing: ε in [0, 1).
-    """
-    flat = targets.reshape(-1)
-    index = flat.ne(IGNORE_INDEX).nonzero().squeeze(-1)
-    picked = flat.index_select(0, index)
-    caught: list[LossSum] = []
+        index: positions among [B * T].
+        use: rows -> named loss sums.
 
-    def loss_instead_of_logits(hidden: Tensor) -> Tensor:
+    Returns:
+        What `use` gave, and the model's outputs, whose logits mean nothing where there is a head.
+    """
+    caught: list[Terms] = []
+
+    def terms_instead_of_logits(hidden: Tensor) -> Tensor:
         if plan.body is None:
             hidden = take_rows(hidden, index)
-        linear = module.get_submodule(plan.head or "")
-        caught.append(
-            linear_cross_entropy(
-                hidden.reshape(-1, hidden.shape[-1]),
-                linear.weight,  # pyright: ignore[reportArgumentType]
-                picked,
-                _bias(linear, plan.tail),
-                label_smoothing,
-                logit_scale=plan.tail.scale,
-                softcap=plan.tail.softcap,
-            )
+        linear: Any = module.get_submodule(plan.head or "")
+        head = LinearHead(
+            linear.weight, _bias(linear, plan.tail), plan.tail.scale, plan.tail.softcap
         )
-        return caught[-1].sum.reshape(1, 1, 1)
+        caught.append(use(hidden.reshape(-1, hidden.shape[-1]), head))
+        return torch.stack([term.sum for term in caught[-1].values()]).sum().reshape(1, 1, 1)
 
     with ExitStack() as stack:
         if plan.body is not None:
             stack.enter_context(only_rows(module.get_submodule(plan.body), index))
         if plan.head is not None:
             head = module.get_submodule(plan.head)
-            stack.enter_context(replaced_forward(head, loss_instead_of_logits))
-        logits = logits_of(call())
+            stack.enter_context(replaced_forward(head, terms_instead_of_logits))
+        outputs = call()
+    logits = logits_of(outputs)
     if plan.head is None:
         rows = logits.reshape(-1, logits.shape[-1])
-        rows = rows if plan.body is not None else rows.index_select(0, index)
-        return cross_entropy(rows, picked, label_smoothing)
-    # The value comes from the head, exact whatever the model did to it afterwards; the output takes
-    # part with weight 0 so that DDP and FSDP2, which watch the module's outputs, see the backward.
-    return caught[-1]._replace(sum=caught[-1].sum + 0.0 * logits.reshape(-1)[0])
+        return use(rows if plan.body is not None else rows.index_select(0, index), None), outputs
+    # The values come from the head, exact whatever the model did to them afterwards; the output
+    # takes part with weight 0: DDP and FSDP2, which watch the module's outputs, see the backward.
+    anchor = 0.0 * logits.reshape(-1)[0]
+    return {n: term._replace(sum=term.sum + anchor) for n, term in caught[-1].items()}, outputs
+
+
+def cross_entropy_at_head(targets: Tensor, form: CrossEntropyForm) -> UseRows:
+    """For `forward_at_head`: the one term `cross_entropy` of the rows' `targets` [n]."""
+
+    def use(rows: Tensor, head: LinearHead | None) -> Terms:
+        if head is None:
+            return {"cross_entropy": cross_entropy(rows, targets, **vars(form))}
+        term = linear_cross_entropy(
+            rows,
+            head.weight,
+            targets,
+            head.bias,
+            **vars(form),
+            logit_scale=head.scale,
+            softcap=head.softcap,
+        )
+        return {"cross_entropy": term}
+
+    return use
+
+
+def labelled_positions(targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Where targets [B, T] are, among [B * T], and what they are: two vectors [n]."""
+    flat = targets.reshape(-1)
+    index = flat.ne(IGNORE_INDEX).nonzero().squeeze(-1)
+    return index, flat.index_select(0, index)
 
 
 def logits_of(outputs: Any) -> Tensor:

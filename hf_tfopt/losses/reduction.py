@@ -5,8 +5,8 @@ each piece contributes its sum, and one division by the count over all pieces fo
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,18 +21,23 @@ class LossSum(NamedTuple):
     count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]  # hides tuple.count
 
 
+Terms = Mapping[str, LossSum]
+
+
 def divide(total: Tensor, count: Tensor | int) -> Tensor:
     """`total / count`, and 0 (not NaN) where nothing was counted.
 
     Args:
         total: sum of the loss over the items of this piece of the batch, a scalar.
-        count: number of items in the *whole* batch: all accumulated pieces of all processes.
+        count: number of items in the *whole* batch, or the sum of their weights: over all
+            accumulated pieces of all processes.
     """
-    return total / torch.as_tensor(count, device=total.device).clamp(min=1)
+    items = torch.as_tensor(count, device=total.device)
+    return total / torch.where(items > 0, items, 1)
 
 
 def combine(
-    terms: Mapping[str, LossSum],
+    terms: Terms,
     counts: Mapping[str, Tensor] | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> Tensor:
@@ -58,6 +63,49 @@ def add(pieces: Iterable[LossSum]) -> LossSum:
         torch.stack([piece.sum.double() for piece in pieces]).sum(),
         torch.stack([piece.count.double() for piece in pieces]).sum(),
     )
+
+
+class TermTotals:
+    """Named loss sums of many batches, added up where they are and divided when asked for."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, LossSum] = {}
+
+    def add(self, terms: Terms) -> None:
+        """Take in one batch's terms, without their graph and without waiting for the device."""
+        for name, term in terms.items():
+            piece = LossSum(term.sum.detach(), term.count.detach())
+            known = [self._totals[name]] if name in self._totals else []
+            self._totals[name] = add([*known, piece])
+
+    def means(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Each term's mean; `total` sums a tensor over all processes. Empties the totals."""
+        names, self._totals, totals = list(self._totals), {}, self._totals
+        if not names:
+            return {}
+        sums = total(torch.stack([part for name in names for part in totals[name]])).view(-1, 2)
+        return {name: float(divide(*pair)) for name, pair in zip(names, sums, strict=True)}
+
+
+def unlabelled(
+    batch: Mapping[str, Any], targets: Iterable[str], num_kept: int, num_examples: int
+) -> dict[str, Any]:
+    """The batch with targets in the first `num_kept` of its `num_examples` examples only.
+
+    Whole numbers become `IGNORE_INDEX`, fractions NaN, which every loss here takes for no target.
+    """
+    marked = dict(batch)
+    for name in targets:
+        if name not in batch:
+            continue
+        labels: Tensor = batch[name].clone()
+        nothing = math.nan if labels.is_floating_point() else IGNORE_INDEX
+        if labels.shape[0] < num_examples and "cu_seq_lens_q" in batch:  # end to end in one row
+            labels[:, int(batch["cu_seq_lens_q"][num_kept]) :] = nothing
+        else:
+            labels[num_kept:] = nothing
+        marked[name] = labels
+    return marked
 
 
 def perplexity(nll: float) -> float:

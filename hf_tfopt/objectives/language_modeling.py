@@ -6,15 +6,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_tfopt.losses.cross_entropy import cross_entropy
-from hf_tfopt.losses.head import HeadPlan, forward_with_loss, logits_of, shift
+from hf_tfopt.losses.cross_entropy import CrossEntropyForm, cross_entropy
+from hf_tfopt.losses.head import (
+    HeadPlan,
+    cross_entropy_at_head,
+    forward_at_head,
+    labelled_positions,
+    logits_of,
+    shift,
+)
 from hf_tfopt.losses.head_plan import plan_head
-from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum, perplexity
+from hf_tfopt.losses.reduction import IGNORE_INDEX, Terms, perplexity
+from hf_tfopt.objectives.base import Objective
 
 logger = logging.getLogger(__name__)
 
 
-class LanguageModeling:
+class LanguageModeling(Objective):
     """Cross-entropy of the labelled tokens, for masked, causal and seq2seq language models.
 
     Equals `cross_entropy(model(**inputs).logits, labels)` (labels shifted for causal models), but
@@ -22,20 +30,28 @@ class LanguageModeling:
     allows it; the log says so where it does not.
 
     Args:
-        label_smoothing: ε in [0, 1) while training, the ε / V form; evaluation is never smoothed.
+        label_smoothing: ε in [0, 1), the ε / V form; this and the next two while training only:
+            evaluation is plain.
+        z_loss: factor of `logsumexp(logits)²`, at least 0.
+        focal_gamma: γ of the factor (1 - p)^γ, at least 0; not with label_smoothing.
         at_head: False takes the loss from the model's full logits.
 
     Raises:
-        ValueError: ε outside [0, 1); while preparing, no label in the first batch, or a model whose
-            own loss is not the cross-entropy of its logits.
+        ValueError: an option out of its range; while preparing, no label in the first batch, or a
+            model whose own loss is not the cross-entropy of its logits.
 
-    Paper: Devlin et al. 2019, "BERT"; no difference in the loss itself.
+    Paper: Devlin et al. 2019, "BERT"; no difference in the loss itself. The options' papers are
+    named in `losses.cross_entropy`.
     """
 
-    def __init__(self, label_smoothing: float = 0.0, at_head: bool = True):
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {label_smoothing}; it must be in [0, 1)")
-        self.label_smoothing = label_smoothing
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        focal_gamma: float = 0.0,
+        at_head: bool = True,
+    ):
+        self.form = CrossEntropyForm(label_smoothing, z_loss, focal_gamma)
         self.at_head = at_head
         self.plan: HeadPlan | None = None
 
@@ -50,7 +66,7 @@ class LanguageModeling:
             raise ValueError(
                 f"every label of the batch is {IGNORE_INDEX}, ignored: there is nothing to train on"
             )
-        self.plan = plan_head(model, _inputs(model, batch), labels)
+        self.plan = plan_head(model, model_inputs(model, batch), labels)
         if not self.at_head:
             self.plan = HeadPlan(None, None, is_shifted=self.plan.is_shifted)
         elif self.plan.head is None:
@@ -63,27 +79,30 @@ class LanguageModeling:
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The number of labelled positions."""
-        return {"cross_entropy": self._targets(batch).ne(IGNORE_INDEX).sum()}
+        return {"cross_entropy": self.labels(batch).ne(IGNORE_INDEX).sum()}
 
     def terms(
         self, model: nn.Module, module: nn.Module, batch: Mapping[str, Any], with_outputs: bool
-    ) -> tuple[dict[str, LossSum], Any]:
+    ) -> tuple[Terms, Any]:
         """One term, `cross_entropy`; with outputs it is taken from the model's full logits."""
         assert self.plan is not None, "prepare() comes first"
-        targets = self._targets(batch)
-        inputs = _inputs(module, batch)
-        smoothing = self.label_smoothing if model.training else 0.0
+        targets = self.labels(batch)
+        inputs = model_inputs(module, batch)
+        form = self.form if model.training else CrossEntropyForm()
         if with_outputs:
             outputs = model(**inputs)
-            return {"cross_entropy": cross_entropy(logits_of(outputs), targets, smoothing)}, outputs
-        term = forward_with_loss(self.plan, module, lambda: model(**inputs), targets, smoothing)
-        return {"cross_entropy": term}, None
+            return {
+                "cross_entropy": cross_entropy(logits_of(outputs), targets, **vars(form))
+            }, outputs
+        index, picked = labelled_positions(targets)
+        use = cross_entropy_at_head(picked, form)
+        return forward_at_head(self.plan, module, lambda: model(**inputs), index, use)[0], None
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         """Perplexity per token, `exp(sum of nll / number of tokens)`."""
         return {"perplexity": perplexity(means["cross_entropy"])}
 
-    def _targets(self, batch: Mapping[str, Any]) -> Tensor:
+    def labels(self, batch: Mapping[str, Any]) -> Tensor:
         """Labels as the positions predict them; `shift_labels` in a batch are shifted already."""
         if "shift_labels" in batch:
             return batch["shift_labels"]
@@ -91,7 +110,7 @@ class LanguageModeling:
         return shift(batch["labels"]) if self.plan.is_shifted else batch["labels"]
 
 
-def _inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+def model_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     """The batch without its labels, but with the decoder's inputs that T5 or BART make of them."""
     inputs = {key: value for key, value in batch.items() if key not in ("labels", "shift_labels")}
     config = getattr(model, "config", None)

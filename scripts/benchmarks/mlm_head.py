@@ -59,7 +59,7 @@ def host(model: Any, hidden: Any, labels: Any) -> Any:
 
 
 def ours(model: Any, hidden: Any, labels: Any) -> Any:
-    """What `losses.head.forward_with_loss` does between body and loss."""
+    """What the loss at the head does between body and loss."""
     from hf_tfopt.losses import linear_cross_entropy
     from hf_tfopt.losses.reduction import divide
 

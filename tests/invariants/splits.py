@@ -1,6 +1,6 @@
-"""Train every tiny model on the same batches, cut one way; run alone or under torchrun.
+"""Train every case on the same batches, cut one way; run alone or under torchrun.
 
-`python splits.py OUT BATCH_SIZE ACCUMULATION [how]` writes {model: {loss, grad_norm ...}}.
+`python splits.py OUT BATCH_SIZE ACCUMULATION [how]` writes {case: {loss, grad_norm ...}}.
 """
 
 import json
@@ -13,29 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 import hf_tfopt as tfo
-from tests.models import TINY, batch_for, tiny
+from tests.invariants.cases import Columns, all_cases
+from tests.models import batch_for
 
 NUM_STEPS = 3
 
 
-class Rows(Dataset):
+class Rows(Columns):
+    """Rows of token ids with a different number of labels in each."""
+
     def __init__(self, num_rows: int, seed: int = 0):
-        self.batch = batch_for(None, num_rows, seed)
-
-    def __len__(self) -> int:
-        return len(self.batch["input_ids"])
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {name: column[index] for name, column in self.batch.items()}
+        super().__init__(batch_for(None, num_rows, seed))
 
 
 def run(name: str, batch_size: int, accumulation: int, how: str = "tfopt") -> dict[str, Any]:
     """Losses, gradient norms, final weights and the evaluation loss of one short training."""
-    model = tiny(name)
+    case = all_cases()[name]
+    model = case.model()
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
             folder,
@@ -44,7 +41,7 @@ def run(name: str, batch_size: int, accumulation: int, how: str = "tfopt") -> di
             gradient_accumulation_steps=accumulation,
             max_steps=NUM_STEPS,
             logging_steps=1,
-            learning_rate=0.1,
+            learning_rate=case.learning_rate,
             lr_scheduler_type="constant",
             optim="sgd",
             max_grad_norm=0.5,
@@ -53,10 +50,14 @@ def run(name: str, batch_size: int, accumulation: int, how: str = "tfopt") -> di
             use_cpu=True,
             disable_tqdm=True,
             dataloader_pin_memory=False,
+            remove_unused_columns=False,
         )
-        data = {"train_dataset": Rows(24), "eval_dataset": Rows(11, seed=1)}
+        data = {
+            "train_dataset": Columns(case.batch(24, 0)),
+            "eval_dataset": Columns(case.batch(11, 1)),
+        }
         if how == "tfopt":
-            trainer = tfo.TfoptTrainer(model, args, **data)
+            trainer = tfo.TfoptTrainer(model, args, objective=case.objective(), **data)
         else:
             trainer = Trainer(model, args, **data)
         if how == "attach":
@@ -65,13 +66,17 @@ def run(name: str, batch_size: int, accumulation: int, how: str = "tfopt") -> di
         scores = trainer.evaluate()
     steps = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
     weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    logged = {key for entry in steps for key in entry} - {"epoch", "step", "learning_rate"}
     return {
-        "loss": [entry["loss"] for entry in steps],
-        "grad_norm": [entry["grad_norm"] for entry in steps],
+        **{key: [entry[key] for entry in steps] for key in sorted(logged)},
         "weights": weights.double().square().sum().sqrt().item(),
         "projection": (weights.double() @ _direction(weights.numel())).item(),
-        "eval_loss": scores["eval_loss"],
+        **{key: scores[key] for key in scores if _is_exact(key)},
     }
+
+
+def _is_exact(key: str) -> bool:
+    return key.startswith("eval_") and not key.endswith(("_runtime", "_second"))
 
 
 def _direction(size: int) -> torch.Tensor:
@@ -81,7 +86,7 @@ def _direction(size: int) -> torch.Tensor:
 def main(out: str, batch_size: str, accumulation: str, how: str = "tfopt") -> None:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    results = {name: run(name, int(batch_size), int(accumulation), how) for name in TINY}
+    results = {name: run(name, int(batch_size), int(accumulation), how) for name in all_cases()}
     if os.environ.get("RANK", "0") == "0":
         Path(out).write_text(json.dumps(results))
     if torch.distributed.is_initialized():

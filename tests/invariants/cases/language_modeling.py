@@ -1,0 +1,21 @@
+"""Every family of language models, and the options of its loss."""
+
+import torch
+
+from hf_tfopt.objectives.language_modeling import LanguageModeling
+from tests.invariants.cases import Case
+from tests.models import TINY, batch_for, tiny
+
+
+def rows(num_rows: int, seed: int) -> dict[str, torch.Tensor]:
+    return batch_for(None, num_rows, seed)
+
+
+CASES = {
+    **{name: Case(lambda name=name: tiny(name), rows, LanguageModeling) for name in TINY},
+    "smoothing": Case(
+        lambda: tiny("bert"), rows, lambda: LanguageModeling(label_smoothing=0.1, z_loss=1e-2)
+    ),
+    "focal": Case(lambda: tiny("gpt2"), rows, lambda: LanguageModeling(focal_gamma=2.0)),
+    "full logits": Case(lambda: tiny("t5"), rows, lambda: LanguageModeling(at_head=False)),
+}
