@@ -27,6 +27,8 @@ _EXPORTS = {
     "LOSSES": "hf_tfopt.losses",
     # objectives: model, batch -> named loss sums
     "LanguageModeling": "hf_tfopt.objectives.language_modeling",
+    "Classification": "hf_tfopt.objectives.classification",
+    "ModelLoss": "hf_tfopt.objectives.model_loss",
     "OBJECTIVES": "hf_tfopt.objectives",
     # optimizers: model -> parameter groups -> optimizer
     "optimizer": "hf_tfopt.optimizers.for_trainer",

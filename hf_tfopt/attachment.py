@@ -13,6 +13,7 @@ from transformers.trainer_utils import unwrap_peft_model
 from hf_tfopt.callbacks.evaluation_weights import EvaluationWeights
 from hf_tfopt.losses.for_trainer import loss_func
 from hf_tfopt.losses.reduction import IGNORE_INDEX
+from hf_tfopt.objectives.base import Objective
 from hf_tfopt.schedules.for_trainer import ScheduleSpec
 from hf_tfopt.slots import (
     adopt_collator,
@@ -29,17 +30,21 @@ def attach(
     loss: Callable[..., Tensor] | None = None,
     callbacks: Iterable[TrainerCallback] = (),
     schedule: ScheduleSpec | str | None = None,
+    objective: Objective | str | None = None,
 ) -> Trainer:
-    """Give an existing Trainer an exact loss, our callbacks and a schedule, in place.
+    """Give an existing Trainer an exact loss or an objective, our callbacks, a schedule, in place.
 
     Equals constructing it with `compute_loss_func=loss, callbacks=callbacks`, but the callbacks
-    come before the reporters, and a collator that needs to know the epoch is told.
+    come before the reporters, and a collator that needs to know the epoch is told. An objective
+    needs more than that slot: with one, the trainer becomes an instance of `TfoptMixin` before its
+    own class, as if it had been made from `class Ours(TfoptMixin, type(trainer))`.
 
     Args:
         trainer: any instance of `transformers.Trainer`, before `train()`.
         loss: for `compute_loss_func`; none: `loss_func("cross_entropy")`.
         callbacks: put in front of those it has, once each.
         schedule: `tfo.schedule(...)` or a name of `SCHEDULES`; None: the one it has.
+        objective: as of `TfoptTrainer`, in place of a loss.
 
     Returns:
         The same trainer.
@@ -48,14 +53,20 @@ def attach(
         ValueError: the trainer has a loss, an objective or a schedule already, or smooths labels
             itself.
     """
-    if trainer.compute_loss_func is not None and loss is not None:
+    if trainer.compute_loss_func is not None and (loss is not None or objective is not None):
         raise ValueError("the trainer has a compute_loss_func already; attach would replace it")
+    if loss is not None and objective is not None:
+        raise ValueError("both a loss and an objective were given; only one can be trained")
     if trainer.label_smoother is not None:
         raise ValueError(
             "args.label_smoothing_factor would silently be ignored beside an attached loss; set it "
             "to 0 and attach loss_func('cross_entropy', label_smoothing=...)"
         )
-    has_objective = isinstance(trainer, TfoptMixin) and trainer.training_objective is not None
+    if objective is not None:
+        _attach_objective(trainer, objective)
+    has_objective = isinstance(trainer, TfoptMixin) and (
+        trainer.training_objective is not None or trainer.is_automatic
+    )
     if has_objective and loss is not None:
         raise ValueError(
             f"{type(trainer).__name__} trains its objective and would ignore an attached loss; "
@@ -79,6 +90,20 @@ def attach(
         callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
     adopt_evaluation_weights(trainer)
     return trainer
+
+
+def _attach_objective(trainer: Any, objective: Objective | str) -> None:
+    kind = type(trainer)
+    if not isinstance(trainer, TfoptMixin):
+        # What it has been given until now is its own: nothing is constructed again.
+        trainer.__class__ = type(f"Tfopt{kind.__name__}", (TfoptMixin, kind), {})
+        trainer.schedule = None
+    elif trainer.training_objective is not None:
+        raise ValueError(
+            f"{kind.__name__} trains {type(trainer.training_objective).__name__} already; give it "
+            "the other objective when it is constructed"
+        )
+    trainer.adopt_objective(objective)
 
 
 def _attach_schedule(trainer: Any, schedule: ScheduleSpec) -> None:

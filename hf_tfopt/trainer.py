@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import unwrap_peft_model
 
-from hf_tfopt.losses.reduction import IGNORE_INDEX, TermTotals, combine, unlabelled
+from hf_tfopt.losses.reduction import TermTotals, combine, has_target, unlabelled
+from hf_tfopt.objectives import OBJECTIVES
+from hf_tfopt.objectives.automatic import automatic
 from hf_tfopt.objectives.base import Objective
-from hf_tfopt.objectives.language_modeling import LanguageModeling
 from hf_tfopt.optimizers.clipping import clip_grad_norm, is_on_one_cpu
 from hf_tfopt.schedules.for_trainer import ScheduleSpec
 from hf_tfopt.slots import (
@@ -35,8 +36,9 @@ class TfoptMixin(Trainer):
     `eval_loss = sum of nll / number of tokens` and `eval_perplexity`, not means of batch means.
 
     Args:
-        objective: what to train; "auto" is language modelling for a model with an output embedding
-            whose batches have labels, and otherwise, as with None, the host's own loss.
+        objective: what to train. "auto": the model's own loss made exact, by the first of
+            `LanguageModeling`, `Classification` and `ModelLoss` that equals it on the first batch,
+            and the host's way if none does, aloud. A name of `OBJECTIVES`. None: the host's way.
         schedule: `tfo.schedule(...)` or a name of `SCHEDULES`; None: the host's own.
         args: the arguments of the Trainer that follows.
 
@@ -55,28 +57,26 @@ class TfoptMixin(Trainer):
         super().__init__(*args, **kwargs)
         self.schedule = None if schedule is None else checked_schedule(self, schedule)
         refuse_what_deepspeed_drops(self, has_schedule=schedule is not None)
-        self._is_auto = objective == "auto"
-        if isinstance(objective, str) and not self._is_auto:
-            raise ValueError(
-                f"objective is {objective!r}; give an objective (such as LanguageModeling()), "
-                "None for the model's own loss, or 'auto'"
-            )
-        # not `objective`: a hyperparameter search keeps its score under that name
-        self.training_objective = (
-            self._auto_objective() if isinstance(objective, str) else objective
-        )
-        self._is_prepared = False
-        self._counts: dict[str, Tensor] = {}
-        self._trained, self._evaluated = TermTotals(), TermTotals()
-        if self.training_objective is not None:
-            self.loss_is_scaled_for_ga = True  # read by the host's training_step
+        has_own_way = self.compute_loss_func is not None or self.label_smoother is not None
+        self.adopt_objective(None if objective == "auto" and has_own_way else objective)
         adopt_collator(self)
         adopt_evaluation_weights(self)
 
-    def _auto_objective(self) -> Objective | None:
-        has_own_way = self.compute_loss_func is not None or self.label_smoother is not None
-        embedding = getattr(self._module(), "get_output_embeddings", lambda: None)()
-        return None if has_own_way or embedding is None else LanguageModeling()
+    def adopt_objective(self, objective: Objective | str | None) -> None:
+        """Train this objective from now on; "auto" chooses one with the first batch.
+
+        Raises:
+            UnknownNameError: text that is neither "auto" nor a name of `OBJECTIVES`.
+        """
+        self.is_automatic = objective == "auto"
+        chosen: Objective | None = None
+        if not self.is_automatic:
+            chosen = OBJECTIVES.build(objective) if isinstance(objective, str) else objective
+        # not `objective`: a hyperparameter search keeps its score under that name
+        self.training_objective = chosen
+        self._is_prepared = False
+        self._counts: dict[str, Tensor] = {}
+        self._trained, self._evaluated = TermTotals(), TermTotals()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The host's; `tfo.optimizer(name, lr=None)` gets the arguments' `learning_rate`."""
@@ -96,23 +96,22 @@ class TfoptMixin(Trainer):
         return unwrap_peft_model(self.accelerator.unwrap_model(self.model))  # pyright: ignore[reportArgumentType]
 
     def _prepare_objective(self, batch: Mapping[str, Any]) -> None:
-        """Once, with the first batch; an automatic objective that does not fit gives way, aloud."""
-        if self._is_prepared or self.training_objective is None:
+        """Once, with the first batch; where no automatic objective fits, the host's own loss."""
+        if self._is_prepared or (self.training_objective is None and not self.is_automatic):
             return
         self._is_prepared = True
-        try:
-            if self.args.n_gpu > 1:
-                raise ValueError(
-                    f"{self.args.n_gpu} GPUs in one process (DataParallel) cannot share a head; "
-                    "start one process for each with torchrun"
-                )
-            self.training_objective.prepare(self._module(), self._prepare_inputs(dict(batch)))
-        except ValueError as error:
-            if not self._is_auto:
-                raise
-            logger.warning("Training on the model's own loss, scaled by the host: %s", error)
-            self.training_objective = None
-            self.loss_is_scaled_for_ga = None
+        inputs, module = self._prepare_inputs(dict(batch)), self._module()
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"{self.args.n_gpu} GPUs in one process (DataParallel) cannot share an objective; "
+                "start one process for each with torchrun"
+            )
+        if self.training_objective is not None:
+            self.training_objective.prepare(module, inputs)
+        else:
+            self.training_objective = automatic(module, inputs)
+        if self.training_objective is not None:
+            self.loss_is_scaled_for_ga = True  # read by the host's training_step
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -120,7 +119,7 @@ class TfoptMixin(Trainer):
         """The host's micro-batches of one step, whose items are counted for the loss's division."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
-            self._prepare_objective(next(filter(_has_targets, batches), batches[0]))
+            self._prepare_objective(next(filter(self._has_targets, batches), batches[0]))
         if self.training_objective is not None:
             self.training_objective.step = self.state.global_step
             self._counts = self._counted(
@@ -232,12 +231,13 @@ class TfoptMixin(Trainer):
         **options: Any,
     ) -> Any:
         """The host's, but no logits where only the loss is asked for, and each example once."""
-        if "labels" in inputs:
+        has_targets = any(name in inputs for name in self._target_names())
+        if has_targets:
             self._prepare_objective(inputs)
-            if self.training_objective is not None:
-                self.training_objective.counts(inputs)  # refuses bad targets
-                inputs = self._without_repeats(inputs, self.training_objective.targets)
-        if self.training_objective is None or not prediction_loss_only or "labels" not in inputs:
+        if has_targets and self.training_objective is not None:
+            self.training_objective.counts(inputs)  # refuses bad targets
+            inputs = self._without_repeats(inputs, self.training_objective.targets)
+        if self.training_objective is None or not (prediction_loss_only and has_targets):
             return super().prediction_step(
                 model, inputs, prediction_loss_only, ignore_keys=ignore_keys, **options
             )
@@ -245,6 +245,13 @@ class TfoptMixin(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, inputs)
         return loss.detach(), None, None
+
+    def _target_names(self) -> Sequence[str]:
+        objective = self.training_objective
+        return (*self.label_names, "labels") if objective is None else objective.targets
+
+    def _has_targets(self, batch: Mapping[str, Any]) -> bool:
+        return any(name in batch and has_target(batch[name]) for name in self._target_names())
 
     def _without_repeats(
         self, inputs: dict[str, Any], targets: Sequence[str] = ("labels",)
@@ -288,7 +295,3 @@ class TfoptTrainer(TfoptMixin):
 
 class TfoptSeq2SeqTrainer(TfoptMixin, Seq2SeqTrainer):
     """`transformers.Seq2SeqTrainer` with exact losses at the head; see `TfoptMixin`."""
-
-
-def _has_targets(batch: Mapping[str, Any]) -> bool:
-    return "labels" in batch and bool(batch["labels"].ne(IGNORE_INDEX).any())

@@ -14,7 +14,6 @@ from peft import LoraConfig, get_peft_model
 from transformers import (
     BertConfig,
     BertForMaskedLM,
-    BertForSequenceClassification,
     MixtralConfig,
     MixtralForCausalLM,
     Seq2SeqTrainer,
@@ -169,11 +168,30 @@ def test_an_adapter_on_the_head_is_seen(tmp_path: Path) -> None:
     assert trainer.evaluate(Rows(4))["eval_loss"] == pytest.approx(own, rel=1e-6)
 
 
-def test_models_without_a_word_head_keep_the_hosts_loss(tmp_path: Path) -> None:
+class GrowsWithBatch(BertForMaskedLM):
+    """A loss that is no mean, which no division makes independent of the batch's cut."""
+
+    def forward(self, **inputs: Any) -> Any:
+        outputs = super().forward(**inputs)
+        if outputs.loss is not None:
+            outputs.loss = outputs.loss * (1 + len(outputs.logits))
+        return outputs
+
+
+def test_a_loss_that_is_no_mean_is_left_to_the_host(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     torch.manual_seed(0)
-    model = BertForSequenceClassification(BertConfig(**SIZES, **NO_DROPOUT))
-    trainer = tfo.TfoptTrainer(model, arguments(tmp_path))
+    model = GrowsWithBatch(BertConfig(**SIZES, **NO_DROPOUT))
+    args = arguments(tmp_path, remove_unused_columns=False)
+    trainer = tfo.TfoptTrainer(model, args, train_dataset=Rows(12))
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert "scaled by the host" in caplog.text
     assert trainer.training_objective is None
+    demanded = tfo.TfoptTrainer(model, args, train_dataset=Rows(12), objective=tfo.ModelLoss())
+    with pytest.raises(ValueError, match="no mean over its examples or labels"):
+        demanded.train()
 
 
 def test_an_automatic_objective_gives_way_aloud(
@@ -187,8 +205,8 @@ def test_an_automatic_objective_gives_way_aloud(
     trainer = tfo.TfoptTrainer(model, arguments(tmp_path), train_dataset=Rows(12))
     with caplog.at_level(logging.WARNING):
         trainer.train()
-    assert "Training on the model's own loss" in caplog.text
-    assert trainer.training_objective is None
+    assert "Training on the model's own loss, a mean over shifted labels" in caplog.text
+    assert isinstance(trainer.training_objective, tfo.ModelLoss)
     demanded = tfo.TfoptTrainer(
         model, arguments(tmp_path), train_dataset=Rows(12), objective=tfo.LanguageModeling()
     )
@@ -208,8 +226,8 @@ def test_all_labels_ignored_stops_before_the_first_step(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_objective_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="objective is 'mlm'"):
-        tfo.TfoptTrainer(tiny("bert"), arguments(tmp_path), objective="mlm")
+    with pytest.raises(ValueError, match="did you mean 'language_modeling'"):
+        tfo.TfoptTrainer(tiny("bert"), arguments(tmp_path), objective="language_modelling")
 
 
 def test_the_mixin_goes_before_another_trainer(tmp_path: Path) -> None:
@@ -270,6 +288,33 @@ def test_attach_replaces_nothing_silently(tmp_path: Path) -> None:
         tfo.attach(smooth)
 
 
+def test_attach_gives_a_stock_trainer_an_objective(tmp_path: Path) -> None:
+    class Theirs(Trainer):
+        pass
+
+    data = {"train_dataset": Rows(12), "eval_dataset": Rows(5, seed=1)}
+    ours = tfo.TfoptTrainer(tiny("bert"), arguments(tmp_path), **data)
+    theirs = Theirs(tiny("bert"), arguments(tmp_path), **data)
+    assert tfo.attach(theirs, objective=tfo.LanguageModeling()) is theirs
+    assert isinstance(theirs, Theirs) and isinstance(theirs, tfo.TfoptMixin)
+    for trainer in (ours, theirs):
+        trainer.train()
+    assert losses(theirs) == losses(ours)
+    assert theirs.evaluate()["eval_perplexity"] == ours.evaluate()["eval_perplexity"]
+
+
+def test_attach_refuses_a_second_objective(tmp_path: Path) -> None:
+    busy = Trainer(tiny("bert"), arguments(tmp_path), compute_loss_func=tfo.loss_func())
+    with pytest.raises(ValueError, match="has a compute_loss_func already"):
+        tfo.attach(busy, objective="auto")
+    with pytest.raises(ValueError, match="both a loss and an objective"):
+        stock = Trainer(tiny("bert"), arguments(tmp_path))
+        tfo.attach(stock, loss=tfo.loss_func(), objective="auto")
+    ours = tfo.TfoptTrainer(tiny("bert"), arguments(tmp_path), objective="language_modeling")
+    with pytest.raises(ValueError, match="trains LanguageModeling already"):
+        tfo.attach(ours, objective=tfo.ModelLoss())
+
+
 def test_loss_func_smooths_in_training_only() -> None:
     model = tiny("bert")
     batch = batch_for(model)
@@ -288,6 +333,8 @@ def test_loss_func_refuses_what_it_does_not_know() -> None:
         tfo.loss_func("crossentropy")
     with pytest.raises(ValueError, match="label_smoothing is 2"):
         tfo.loss_func(label_smoothing=2)
+    with pytest.raises(ValueError, match="has no option 'z_loss'"):
+        tfo.loss_func("binary_cross_entropy", z_loss=1e-4)
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.01])

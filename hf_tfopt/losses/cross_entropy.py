@@ -143,7 +143,7 @@ def linear_cross_entropy(
     form = CrossEntropyForm(label_smoothing, z_loss, focal_gamma)
     rows, targets = labelled(hidden, labels, ignore_index)
     check_labels(targets, weight.shape[0], ignore_index)
-    rule = _CrossEntropyRows(targets, form, class_weights)
+    rule = CrossEntropyRows(targets, form, class_weights)
     total, _ = linear_loss(
         rows, weight, bias, rule, logit_scale=logit_scale, softcap=softcap, chunk_bytes=chunk_bytes
     )
@@ -157,7 +157,7 @@ def count_of(targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
     return torch.tensor(targets.numel(), device=targets.device)
 
 
-class _CrossEntropyRows:
+class CrossEntropyRows:
     """Cross-entropy and its slope, by hand: each row is `a * softmax - b * one_hot - u`."""
 
     weights = (1.0,)

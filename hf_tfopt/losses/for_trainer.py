@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_tfopt.losses import LOSSES
+from hf_tfopt.losses.cross_entropy import CrossEntropyForm
 from hf_tfopt.losses.head import logits_of, shift
 from hf_tfopt.losses.reduction import divide
 
@@ -15,37 +16,41 @@ def loss_func(
     name: str = "cross_entropy",
     *,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    focal_gamma: float = 0.0,
     shift_labels: bool | None = None,
 ) -> Callable[..., Tensor]:
     """A loss for `Trainer(compute_loss_func=...)`, exact under accumulation and many processes.
 
     Gives `sum(loss) / num_items_in_batch`, where the host counts the items over all accumulated
-    micro-batches of all processes. In evaluation (no gradients) the loss is not smoothed. For
+    micro-batches of all processes. In evaluation (no gradients) the loss is plain. For
     GPT-2, whose labels the host does not know to be shifted, it also counts the label of each first
     position; and T5 or BART need `decoder_input_ids` in the batch: `tfo.attach` sees to both.
 
     Args:
         name: an entry of `LOSSES`.
         label_smoothing: ε in [0, 1), the ε / C form.
+        z_loss: factor of `logsumexp(logits)²`, at least 0; of cross_entropy.
+        focal_gamma: γ of the factor (1 - p)^γ, at least 0; not with label_smoothing.
         shift_labels: whether position i is trained on label i + 1. None: as the kind of the model's
             output says (`CausalLM...Output` is shifted). Wrong for a model of another kind that
             returns such an output, so say it there.
 
     Raises:
         UnknownNameError: no such loss.
-        ValueError: ε outside [0, 1).
+        UnknownOptionError: an option that the loss does not have.
+        ValueError: an option out of its range.
     """
-    loss = LOSSES.check_options(name, ["label_smoothing"])
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing is {label_smoothing}; it must be in [0, 1)")
+    form = CrossEntropyForm(label_smoothing, z_loss, focal_gamma)
+    options = {option: value for option, value in vars(form).items() if value}
+    loss = LOSSES.check_options(name, options)
 
     def compute_loss(
         outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         is_causal = "CausalLM" in type(outputs).__name__
         targets = shift(labels) if shift_labels or (shift_labels is None and is_causal) else labels
-        smoothing = label_smoothing if torch.is_grad_enabled() else 0.0
-        term = loss(logits_of(outputs), targets, label_smoothing=smoothing)
+        term = loss(logits_of(outputs), targets, **(options if torch.is_grad_enabled() else {}))
         return divide(term.sum, term.count if num_items_in_batch is None else num_items_in_batch)
 
     return compute_loss

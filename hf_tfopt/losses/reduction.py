@@ -87,6 +87,13 @@ class TermTotals:
         return {name: float(divide(*pair)) for name, pair in zip(names, sums, strict=True)}
 
 
+def has_target(labels: Any) -> bool:
+    """Whether any element of labels is a target: whole and not `IGNORE_INDEX`, or not NaN."""
+    if not isinstance(labels, Tensor):
+        return False
+    return bool((~labels.isnan() if labels.is_floating_point() else labels != IGNORE_INDEX).any())
+
+
 def unlabelled(
     batch: Mapping[str, Any], targets: Iterable[str], num_kept: int, num_examples: int
 ) -> dict[str, Any]:
