@@ -11,6 +11,8 @@ from hf_tfopt.data.rows import one_source
 from hf_tfopt.data.segments import segment_lengths
 
 Rows = Sequence[Mapping[str, Any]]
+# What the host's heads call the label of a pair of sentences; in the rows it may have either name.
+SENTENCE_LABELS = ("next_sentence_label", "sentence_order_label")
 
 
 class FlatBatch(NamedTuple):
@@ -25,13 +27,15 @@ class FlatBatch(NamedTuple):
     examples: Integers
     token_types: Integers | None = None
     word_ids: Integers | None = None
+    sentence_labels: Integers | None = None
 
 
 def flatten(rows: Rows, is_packed: bool, num_ids: int) -> FlatBatch:
     """The rows of a batch, one after the other; a packed row's examples each by themselves.
 
     Args:
-        rows: dicts or `ArrowRows`, with input_ids; token_type_ids and word_ids if they have them.
+        rows: dicts or `ArrowRows`, with input_ids; token_type_ids, word_ids and a label of the pair
+            of sentences if they have them.
         is_packed: whether rows hold several examples each, told apart by their position_ids.
         num_ids: of the tokenizer.
 
@@ -50,7 +54,12 @@ def flatten(rows: Rows, is_packed: bool, num_ids: int) -> FlatBatch:
     if is_packed:
         positions = [np.asarray(row["position_ids"]) for row in rows]
         examples = np.cumsum(np.concatenate([[0], *(segment_lengths(p) for p in positions)]))
-    return FlatBatch(ids, bounds, examples, token_types, word_ids)
+    return FlatBatch(ids, bounds, examples, token_types, word_ids, _sentence_labels(rows))
+
+
+def _sentence_labels(rows: Rows) -> Integers | None:
+    name = next((name for name in SENTENCE_LABELS if name in rows[0]), None)
+    return None if name is None else np.array([row[name] for row in rows], dtype=np.int64)
 
 
 def _column(rows: Rows, name: str) -> tuple[Integers, Integers]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_tfopt.data.flat_batch import FlatBatch
+from hf_tfopt.data.flat_batch import SENTENCE_LABELS, FlatBatch
 from hf_tfopt.data.keyed_bits import Integers
 from hf_tfopt.data.masking_rule import Targets
 from hf_tfopt.data.segments import attention_inputs
@@ -131,6 +131,8 @@ def model_inputs(
     }
     if batch.token_types is not None and (model is None or "token_type_ids" in model.arguments):
         inputs["token_type_ids"] = _place(batch.token_types, where, shape, 0)
+    if batch.sentence_labels is not None:
+        inputs |= _sentence_label(batch.sentence_labels, model)
     if apart:
         assert model is not None
         segments = np.split(np.diff(batch.examples), batch.examples.searchsorted(rows[1:-1]))
@@ -142,6 +144,14 @@ def model_inputs(
             else _place(1, where, shape, 0)
         )
     return inputs
+
+
+def _sentence_label(labels: Integers, model: ModelFacts | None) -> dict[str, torch.Tensor]:
+    """The label of each pair, under the name that the model's head has for it, if it has one."""
+    known = SENTENCE_LABELS[:1]
+    if model is not None:
+        known = [name for name in SENTENCE_LABELS if name in model.arguments]
+    return {name: torch.from_numpy(labels) for name in known}
 
 
 def _longest(bounds: Integers) -> int:
