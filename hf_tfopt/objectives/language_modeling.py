@@ -85,18 +85,28 @@ class LanguageModeling(Objective):
         self, model: nn.Module, module: nn.Module, batch: Mapping[str, Any], with_outputs: bool
     ) -> tuple[Terms, Any]:
         """One term, `cross_entropy`; with outputs it is taken from the model's full logits."""
+        terms, outputs = self.terms_and_outputs(model, module, batch, with_outputs)
+        return terms, outputs if with_outputs else None
+
+    def terms_and_outputs(
+        self, model: nn.Module, module: nn.Module, batch: Mapping[str, Any], has_logits: bool
+    ) -> tuple[Terms, Any]:
+        """The same, with the outputs in any case; their logits mean nothing without `has_logits`.
+
+        What else the batch holds is an input of the model.
+        """
         assert self.plan is not None, "prepare() comes first"
         targets = self.labels(batch)
         inputs = model_inputs(module, batch)
         form = self.form if model.training else CrossEntropyForm()
-        if with_outputs:
+        if has_logits:
             outputs = model(**inputs)
             return {
                 "cross_entropy": cross_entropy(logits_of(outputs), targets, **vars(form))
             }, outputs
         index, picked = labelled_positions(targets)
         use = cross_entropy_at_head(picked, form)
-        return forward_at_head(self.plan, module, lambda: model(**inputs), index, use)[0], None
+        return forward_at_head(self.plan, module, lambda: model(**inputs), index, use)
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         """Perplexity per token, `exp(sum of nll / number of tokens)`."""
