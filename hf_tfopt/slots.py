@@ -8,6 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_tfopt.callbacks.evaluation_weights import EvaluationWeights
+from hf_tfopt.objectives.base import Objective
 from hf_tfopt.optimizers.for_trainer import OptimizerFactory
 from hf_tfopt.schedules.for_trainer import ScheduleSpec, build_scheduler
 from hf_tfopt.schedules.for_trainer import schedule as schedule_named
@@ -117,3 +118,17 @@ def refuse_what_deepspeed_drops(trainer: Any, has_schedule: bool) -> None:
                 f"host drops the trainer's own; take the section out of the configuration, or "
                 f"leave the trainer's out"
             )
+
+
+def refuse_unfit_launch(trainer: Any, objective: Objective | None) -> None:
+    """Raise ValueError for an objective that cannot be trained the way the run was started."""
+    if trainer.args.n_gpu > 1:
+        raise ValueError(
+            f"{trainer.args.n_gpu} GPUs in one process (DataParallel) cannot share an objective; "
+            "start one process for each with torchrun"
+        )
+    if objective is not None and objective.num_passes > 1 and trainer.is_deepspeed_enabled:
+        raise ValueError(
+            f"{type(objective).__name__} takes {objective.num_passes} backward passes for a batch, "
+            "and DeepSpeed's engine counts each as a batch; use DDP or FSDP2"
+        )

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from hf_tfopt.slots import (
     checked_schedule,
     filled_optimizer,
     own_scheduler,
+    refuse_unfit_launch,
     refuse_what_deepspeed_drops,
 )
 
@@ -101,11 +103,7 @@ class TfoptMixin(Trainer):
             return
         self._is_prepared = True
         inputs, module = self._prepare_inputs(dict(batch)), self._module()
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                f"{self.args.n_gpu} GPUs in one process (DataParallel) cannot share an objective; "
-                "start one process for each with torchrun"
-            )
+        refuse_unfit_launch(self, self.training_objective)
         if self.training_objective is not None:
             self.training_objective.prepare(module, inputs)
         else:
@@ -125,6 +123,7 @@ class TfoptMixin(Trainer):
             self._counts = self._counted(
                 [self.training_objective.counts(batch) for batch in batches]
             )
+            self.training_objective.batch_counts = self._counts
         return batches, num_items
 
     def _counted(self, pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -165,15 +164,18 @@ class TfoptMixin(Trainer):
         passes = objective.passes(model, self._module(), inputs)
         earlier = torch.zeros((), device=self.args.device)
         for number in range(1, objective.num_passes + 1):
-            terms = next(passes)
-            self._trained.add(terms)
-            loss = combine(terms, self._counts, objective.weights) * processes
-            if number == objective.num_passes:
-                return loss + earlier
-            # compute_loss runs under autocast, where a backward pass does not belong
-            with self.accelerator.no_sync(model), torch.autocast(loss.device.type, enabled=False):
-                self.accelerator.backward(loss)
-            earlier += loss.detach()
+            is_last = number == objective.num_passes
+            # DDP decides in the forward pass whether the backward pass waits for all processes
+            with nullcontext() if is_last else self.accelerator.no_sync(model):
+                terms = next(passes)
+                self._trained.add(terms)
+                loss = combine(terms, self._counts, objective.weights) * processes
+                if is_last:
+                    return loss + earlier
+                # compute_loss runs under autocast, where a backward pass does not belong
+                with torch.autocast(loss.device.type, enabled=False):
+                    self.accelerator.backward(loss)
+                earlier += loss.detach()
         raise AssertionError("an objective has at least one pass")
 
     def training_step(

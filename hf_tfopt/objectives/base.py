@@ -1,6 +1,7 @@
 """What the trainer asks of an objective."""
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ class Objective:
     num_passes: int = 1
     # Optimizer steps taken so far, set by the trainer: what is random is a function of it.
     step: int = 0
+    # Each term's count over the whole batch of this step, set by the trainer.
+    batch_counts: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
     def weights(self) -> Mapping[str, float]:
