@@ -1,0 +1,196 @@
+"""Distillation: a student learns its task and, beside it, what a teacher thinks of each answer."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_tfopt.losses.distillation import TeacherRows, distillation, linear_distillation
+from hf_tfopt.losses.divergence import (
+    DivergenceForm,
+    TopClasses,
+    binary_divergence_of_elements,
+    divergence_of_rows,
+)
+from hf_tfopt.losses.head import (
+    HeadPlan,
+    LinearHead,
+    forward_at_head,
+    labelled_positions,
+    logits_of,
+)
+from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum, Terms
+from hf_tfopt.objectives.base import Objective
+from hf_tfopt.objectives.classification import Classification
+from hf_tfopt.objectives.language_modeling import LanguageModeling, model_inputs
+from hf_tfopt.objectives.teacher import (
+    Teacher,
+    check_vocabulary,
+    class_teacher,
+    language_teacher,
+    ready_teacher,
+)
+
+
+class Distillation(Objective):
+    """Train a student on its labels and on a teacher's distribution over the answers.
+
+        (1 - α) CE(student, labels) + α T² D(softmax(teacher / T), softmax(student / T))
+
+    Both are means over the labelled examples or tokens of the whole batch, and logged as
+    `cross_entropy` and `distillation`. Language models (masked, causal, seq2seq) go through both
+    heads in chunks: neither model's logits ever all exist. Evaluation is the student's plain loss,
+    without the teacher. The teacher is in evaluation mode, without gradients, on the student's
+    device; it is in no optimizer and no checkpoint, and not sharded.
+
+    Cost of a step: one forward pass of the teacher more.
+
+    Args:
+        teacher: a model of the student's kind; or the folder or hub name of one.
+        temperature: T > 0; above 1 the teacher's less likely answers count for more.
+        alpha: α in [0, 1], the teacher's share. With 0 the student is trained as without a teacher,
+            and `distillation` only told.
+        divergence: "kl" (KL(teacher‖student)), "reverse_kl" or "jsd": `losses.divergence`.
+        beta: of "jsd", in (0, 1): the teacher's share of the mixture.
+        objective: the loss on labels, with its options: a `LanguageModeling` or a `Classification`;
+            None: the one that suits the student.
+        tokenizer: the student's; like `teacher_tokenizer` it is found where the model was loaded
+            from a folder that has one. Where both are known every token is compared.
+        teacher_tokenizer: the teacher's.
+
+    Raises:
+        ValueError: an option out of its range; while preparing, a teacher that is the student, or
+            whose tokens, classes or task are not the student's.
+
+    Paper: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network",
+    https://arxiv.org/abs/1503.02531, section 2. Differs: the weights of the two terms add up to 1.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module | str | Path,
+        *,
+        temperature: float = 2.0,
+        alpha: float = 0.5,
+        divergence: str = "kl",
+        beta: float = 0.5,
+        objective: Objective | None = None,
+        tokenizer: Any = None,
+        teacher_tokenizer: Any = None,
+    ):
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha is {alpha}, the teacher's share of the loss; allowed: [0, 1]")
+        if objective is not None and not isinstance(objective, LanguageModeling | Classification):
+            raise ValueError(
+                f"objective is {type(objective).__name__}; a teacher's classes are compared for "
+                "LanguageModeling() and Classification()"
+            )
+        self.form = DivergenceForm(divergence, temperature, beta)
+        self.alpha = alpha
+        self.objective: LanguageModeling | Classification | None = objective
+        self._given = teacher
+        self._tokenizers = (tokenizer, teacher_tokenizer)
+        self._teacher: Teacher | None = None
+        self._hard_terms: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """1 - α for the loss on labels, α for the divergence."""
+        return {**dict.fromkeys(self._hard_terms, 1 - self.alpha), "distillation": self.alpha}
+
+    def prepare(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
+        """Find the task's loss, then the teacher, and compare it with the student."""
+        student: Any = model
+        if self.objective is None:
+            embedding = getattr(student, "get_output_embeddings", lambda: None)()
+            self.objective = Classification() if embedding is None else LanguageModeling()
+        task = self.objective
+        task.prepare(model, batch)
+        self.targets, self._hard_terms = task.targets, tuple(task.counts(batch))
+        teacher = ready_teacher(self._given, model)
+        check_vocabulary(student, teacher, *self._tokenizers)
+        if isinstance(task, LanguageModeling):
+            self._teacher = language_teacher(task, model, teacher, batch)
+        else:
+            self._teacher = class_teacher(task, model, teacher, batch)
+
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The task's count, and the number of its labels for the divergence."""
+        counts = self._task().counts(batch)
+        return {**counts, "distillation": self._num_labels(batch)}
+
+    def terms(
+        self, model: nn.Module, module: nn.Module, batch: Mapping[str, Any], with_outputs: bool
+    ) -> tuple[Terms, Any]:
+        """`cross_entropy` (or what the task's loss is called) and `distillation`."""
+        task = self._task()
+        if not model.training:
+            return task.terms(model, module, batch, with_outputs)
+        if isinstance(task, LanguageModeling):
+            return self._language_terms(task, model, module, batch, with_outputs)
+        return self._class_terms(task, model, module, batch)
+
+    def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Those of the task."""
+        return self._task().metrics(means)
+
+    def _language_terms(
+        self,
+        task: LanguageModeling,
+        model: nn.Module,
+        module: nn.Module,
+        batch: Mapping[str, Any],
+        with_outputs: bool,
+    ) -> tuple[Terms, Any]:
+        assert self._teacher is not None and task.plan is not None
+        index, targets = labelled_positions(task.labels(batch))
+        said, _ = self._teacher.look(batch, index)
+        inputs = model_inputs(module, batch)
+
+        def use(rows: Tensor, head: LinearHead | None) -> Terms:
+            if head is None:
+                return distillation(rows, targets, _all(said, index), self.form, task.form)
+            return linear_distillation(rows, head, targets, said, self.form, self.alpha, task.form)
+
+        plan = HeadPlan(None, None) if with_outputs else task.plan
+        return forward_at_head(plan, module, lambda: model(**inputs), index, use)
+
+    def _class_terms(
+        self,
+        task: Classification,
+        model: nn.Module,
+        module: nn.Module,
+        batch: Mapping[str, Any],
+    ) -> tuple[Terms, Any]:
+        assert self._teacher is not None
+        terms, outputs = task.terms(model, module, batch, True)
+        logits = logits_of(outputs)
+        rows = logits.reshape(-1, logits.shape[-1])
+        if task.problem == "multi_label_classification":
+            index = torch.arange(rows.shape[0], device=rows.device)
+            said = _all(self._teacher.look(batch, index)[0], index)
+            assert isinstance(said, Tensor)
+            each = binary_divergence_of_elements(rows, said, self.form)
+        else:
+            index, _ = labelled_positions(batch["labels"])
+            said = _all(self._teacher.look(batch, index)[0], index)
+            each = divergence_of_rows(rows.index_select(0, index), said, self.form)
+        soft = LossSum(each.sum(), self._num_labels(batch))
+        return {**terms, "distillation": soft}, outputs
+
+    def _task(self) -> LanguageModeling | Classification:
+        assert self.objective is not None, "prepare() comes first"
+        return self.objective
+
+    def _num_labels(self, batch: Mapping[str, Any]) -> Tensor:
+        task = self._task()
+        labels = task.labels(batch) if isinstance(task, LanguageModeling) else batch["labels"]
+        return (labels != IGNORE_INDEX).sum()
+
+
+def _all(said: TeacherRows, index: Tensor) -> Tensor | TopClasses:
+    """All that a teacher says of the positions at `index`, at once."""
+    every = slice(0, index.numel())
+    return said.chunk(every)(every)
