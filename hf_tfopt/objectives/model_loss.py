@@ -137,7 +137,8 @@ def _items(batch: Mapping[str, Any], mean: str) -> Tensor:
         anything = next(v for v in batch.values() if isinstance(v, Tensor) and v.dim())
         return torch.ones(_num_examples(batch), dtype=torch.long, device=anything.device)
     labels = labels[:, 1:] if mean == "shifted labels" else labels
-    return _is_given(labels).reshape(labels.shape[0], -1).sum(1)
+    given = _is_given(labels)
+    return given.long() if given.dim() == 1 else given.flatten(1).sum(1)
 
 
 def _mean_of(whole: Tensor, alone: Tensor, batch: Mapping[str, Any], name: str) -> str:

@@ -1,6 +1,6 @@
 """Train every case on the same batches, cut one way; run alone or under torchrun.
 
-`python splits.py OUT BATCH_SIZE ACCUMULATION [how]` writes {case: {loss, grad_norm ...}}.
+`python splits.py OUT BATCH_SIZE ACCUMULATION CASE ...` writes {case: {loss, grad_norm ...}}.
 """
 
 import json
@@ -83,10 +83,10 @@ def _direction(size: int) -> torch.Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
 
 
-def main(out: str, batch_size: str, accumulation: str, how: str = "tfopt") -> None:
+def main(out: str, batch_size: str, accumulation: str, *names: str) -> None:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    results = {name: run(name, int(batch_size), int(accumulation), how) for name in all_cases()}
+    results = {name: run(name, int(batch_size), int(accumulation)) for name in names}
     if os.environ.get("RANK", "0") == "0":
         Path(out).write_text(json.dumps(results))
     if torch.distributed.is_initialized():

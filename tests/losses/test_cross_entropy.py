@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_tfopt.losses import cross_entropy, linear_cross_entropy
-from tests.references.cross_entropy import naive_linear_cross_entropy
+from tests.references.cross_entropy import naive_cross_entropy, naive_linear_cross_entropy
 
 # Rounding of one product and one softmax in each type; bf16 keeps 8 bits.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 5e-2}
@@ -50,6 +50,70 @@ def test_linear_cross_entropy_equals_full_logits(
         assert gradient.dtype == dtype
         scale = reference.abs().max().double()
         assert (gradient.double() - reference.double()).abs().max() <= tolerance * scale
+
+
+OPTIONS = {
+    "z": {"z_loss": 0.1},
+    "focal": {"focal_gamma": 2.0},
+    "soft focal": {"focal_gamma": 0.5},
+    "weights": {"class_weights": torch.linspace(0, 2, VOCABULARY)},
+    "weights, smooth": {
+        "class_weights": torch.linspace(0, 2, VOCABULARY),
+        "label_smoothing": 0.2,
+        "z_loss": 0.01,
+    },
+    "weights, focal": {
+        "class_weights": torch.linspace(0, 2, VOCABULARY),
+        "focal_gamma": 1.5,
+        "z_loss": 0.01,
+    },
+}
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options_equal_the_papers_formulas(
+    options: dict[str, torch.Tensor | float], softcap: float | None
+) -> None:
+    hidden, weight, bias, labels = problem(torch.float64)
+    theirs = naive_linear_cross_entropy(hidden, weight, labels, bias, softcap=softcap, **options)
+    ours = linear_cross_entropy(
+        hidden, weight, labels, bias, softcap=softcap, chunk_bytes=8 * VOCABULARY * 7, **options
+    )
+    inputs = (hidden, weight, bias)
+    expected = torch.autograd.grad(3 * theirs, inputs)
+    found = torch.autograd.grad(3 * ours.sum, inputs)
+    torch.testing.assert_close(ours.sum, theirs, rtol=1e-10, atol=0)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+    weights = options.get("class_weights", torch.ones(VOCABULARY))
+    assert float(ours.count) == pytest.approx(float(weights[labels[labels >= 0]].sum()))
+    if softcap is None:
+        logits = (hidden @ weight.t() + bias).detach().requires_grad_()
+        plain = cross_entropy(logits, labels, **options)
+        reference = naive_cross_entropy(logits, labels, **options)
+        torch.testing.assert_close(plain.sum, reference, rtol=1e-10, atol=0)
+        slopes = [torch.autograd.grad(total, logits)[0] for total in (plain.sum, reference)]
+        torch.testing.assert_close(*slopes, rtol=1e-8, atol=1e-10)
+        assert float(plain.count) == pytest.approx(float(ours.count))
+
+
+def test_a_certain_answer_has_no_focal_loss_and_a_finite_gradient() -> None:
+    hidden = torch.tensor([[200.0]], requires_grad=True)
+    weight = torch.tensor([[1.0], [-1.0]], requires_grad=True)
+    for gamma in (0.5, 1.0, 2.0):
+        total = linear_cross_entropy(hidden, weight, torch.tensor([0]), focal_gamma=gamma).sum
+        assert total.item() == 0
+        assert torch.autograd.grad(total, hidden)[0].item() == 0
+
+
+def test_options_outside_their_range_are_refused() -> None:
+    hidden, weight, _, labels = problem(torch.float32)
+    with pytest.raises(ValueError, match=r"z_loss is -1; it must be at least 0"):
+        linear_cross_entropy(hidden, weight, labels, z_loss=-1)
+    with pytest.raises(ValueError, match="leave one of the two out"):
+        linear_cross_entropy(hidden, weight, labels, label_smoothing=0.1, focal_gamma=2.0)
+    with pytest.raises(ValueError, match=r"labels are torch.float32; classes are whole numbers"):
+        cross_entropy(hidden @ weight.t(), labels.float())
 
 
 def test_bfloat16_weight_gradient_is_summed_in_fp32() -> None:
