@@ -79,9 +79,13 @@ class TfoptMixin(Trainer):
         self._is_prepared = False
         self._counts: dict[str, Tensor] = {}
         self._trained, self._evaluated = TermTotals(), TermTotals()
+        if chosen is not None:
+            chosen.bind(self._module())
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The host's; `tfo.optimizer(name, lr=None)` gets the arguments' `learning_rate`."""
+        if self.training_objective is not None:  # a search may have made another model
+            self.training_objective.bind(self._module())
         with filled_optimizer(self):
             return super().create_optimizer(*args, **kwargs)
 

@@ -30,6 +30,12 @@ class Objective:
         """Each term's factor in the training loss; 1 where not given. Evaluation adds plainly."""
         return {}
 
+    def bind(self, module: nn.Module) -> None:
+        """Know the model (without wrappers) that is trained, before there is an optimizer.
+
+        The place to refuse it, or to add parameters; may be called again, with the same model too.
+        """
+
     def prepare(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
         """Look at the model (without wrappers) and a first batch, once, before any step."""
 
