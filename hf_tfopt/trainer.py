@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import DistributedType
@@ -71,9 +71,8 @@ class TfoptMixin(Trainer):
             UnknownNameError: text that is neither "auto" nor a name of `OBJECTIVES`.
         """
         self.is_automatic = objective == "auto"
-        chosen: Objective | None = None
-        if not self.is_automatic:
-            chosen = OBJECTIVES.build(objective) if isinstance(objective, str) else objective
+        given = None if self.is_automatic else objective
+        chosen: Objective | None = OBJECTIVES.build(given) if isinstance(given, str) else given
         # not `objective`: a hyperparameter search keeps its score under that name
         self.training_objective = chosen
         self._is_prepared = False
@@ -195,12 +194,10 @@ class TfoptMixin(Trainer):
         return loss
 
     def _mean_over_processes(self, tensor: Tensor) -> Tensor:
-        reduced: Any = self.accelerator.reduce(tensor, "mean")
-        return reduced
+        return cast(Tensor, self.accelerator.reduce(tensor, "mean"))
 
     def _sum_over_processes(self, tensor: Tensor) -> Tensor:
-        reduced: Any = self.accelerator.reduce(tensor, "sum")
-        return reduced
+        return cast(Tensor, self.accelerator.reduce(tensor, "sum"))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The host's; with several terms the mean of each since the last entry, by its name."""

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -19,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from hf_tfopt.registry import check_name
 from hf_tfopt.surgery.multitask_config import CLASS_PROBLEMS, Balance, MultitaskConfig
+from hf_tfopt.surgery.multitask_heads import EncodedRows, is_for_tokens, run_head, task_model
 
 logger = logging.getLogger(__name__)
 
@@ -34,18 +33,6 @@ class MultitaskOutput(ModelOutput):
     loss: Tensor | None = None
     logits: dict[str, Tensor] | None = None
     log_variances: Tensor | None = None
-
-
-class EncodedRows(nn.Module):
-    """Stands where a head has its encoder: gives what the shared one made of the head's rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.outputs: Any = None
-
-    def forward(self, *args: Any, **options: Any) -> Any:
-        """What was put there; the arguments have been through the shared encoder."""
-        return self.outputs
 
 
 class MultitaskModel(PreTrainedModel):
@@ -83,9 +70,9 @@ class MultitaskModel(PreTrainedModel):
         if not config.tasks or config.encoder is None:
             raise ValueError("a MultitaskConfig needs an encoder and at least one task")
         super().__init__(config)
-        models = {name: _task_model(config, name) for name in config.tasks}
+        models = {name: task_model(config, name) for name in config.tasks}
         # an encoder of a sequence head may have a pooler, which a token head does without
-        first = min(config.tasks, key=lambda name: _is_for_tokens(config, name))
+        first = min(config.tasks, key=lambda name: is_for_tokens(config, name))
         encoder = models[first].base_model
         encoder.config = config.encoder
         for model in models.values():
@@ -161,7 +148,9 @@ class MultitaskModel(PreTrainedModel):
             "inputs_embeds": inputs_embeds,
         }
         given = {name: value for name, value in named.items() if value is not None}
-        encoded = self.encoder(**given)
+        # a decoder's cache of keys and values is for generation
+        no_cache = {"use_cache": False} if hasattr(self.config.encoder, "use_cache") else {}
+        encoded = self.encoder(**given, **no_cache)
         rows = self.rows_of(task, encoded[0])
         logits: dict[str, Tensor] = {}
         losses: list[Tensor] = []
@@ -169,7 +158,7 @@ class MultitaskModel(PreTrainedModel):
             own = None
             if len(rows[name]) and not (labels is None and label_values is None):
                 own = self.labels_of(name, rows[name], encoded[0].shape[1], labels, label_values)
-            outputs = _run_head(cast(PreTrainedModel, head), encoded, given, rows[name], own)
+            outputs = run_head(cast(PreTrainedModel, head), encoded, given, rows[name], own)
             logits[name] = outputs.logits
             losses += [] if own is None else [outputs.loss]
         return MultitaskOutput(
@@ -262,41 +251,6 @@ class MultitaskModel(PreTrainedModel):
                 "adapters first (merge_and_unload)"
             )
         return model.to(self.dtype).train(self.training)
-
-
-def _is_for_tokens(config: MultitaskConfig, name: str) -> bool:
-    return config.tasks[name]["problem"] == "token_classification"
-
-
-def _task_model(config: MultitaskConfig, name: str) -> Any:
-    """The host's model of a task, with an encoder of its own."""
-    for_tokens = _is_for_tokens(config, name)
-    kind = AutoModelForTokenClassification if for_tokens else AutoModelForSequenceClassification
-    model = kind.from_config(config.of_task(name))
-    if model.base_model is model:
-        raise ValueError(f"{type(model).__name__} has no base model that tasks could share")
-    return model
-
-
-def _run_head(
-    head: PreTrainedModel, encoded: Any, given: dict[str, Any], rows: Tensor, labels: Tensor | None
-) -> Any:
-    """The host's own forward of a head on its rows of the encoder's output."""
-    is_whole = len(rows) == encoded[0].shape[0]
-
-    def own(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(own(item) for item in value)
-        return value if is_whole or not isinstance(value, Tensor) else value.index_select(0, rows)
-
-    stand_in = cast(EncodedRows, head.base_model)
-    stand_in.outputs = type(encoded)(**{name: own(value) for name, value in encoded.items()})
-    names = ("input_ids", "attention_mask", "inputs_embeds")
-    try:
-        inputs = {name: own(given[name]) for name in names if name in given}
-        return head(**inputs, labels=labels)
-    finally:
-        stand_in.outputs = None
 
 
 AutoConfig.register(MultitaskConfig.model_type, MultitaskConfig, exist_ok=True)
