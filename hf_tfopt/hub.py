@@ -11,6 +11,10 @@ from hf_tfopt.run import tables
 from hf_tfopt.run.folder import Run, read_run, write_text
 
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+_PAIRS = {
+    "mlm+nsp": "whether one text follows another (next sentence prediction)",
+    "mlm+sop": "whether two texts changed places (sentence order prediction)",
+}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~$#&{}]|:(?=//))")
 
@@ -36,6 +40,7 @@ def _metadata(run: Run) -> ModelCardData:
     recipe = run.recipe
     base, corpus = _hub_name(recipe.get("model")), _hub_name(recipe.get("corpus"))
     shown_corpus = tables.shown_value("corpus", recipe.get("corpus", "unknown"))
+    of_words = "eval_cross_entropy" if "eval_cross_entropy" in run.metrics else "eval_loss"
     results = [
         EvalResult(
             task_type="fill-mask",
@@ -48,7 +53,7 @@ def _metadata(run: Run) -> ModelCardData:
         )
         for kind, name, key in (
             ("perplexity", "Perplexity of the masked tokens", "perplexity"),
-            ("loss", "Loss of the masked tokens", "eval_loss"),
+            ("loss", "Loss of the masked tokens", of_words),
         )
         if run.metrics.get(key) is not None
     ]
@@ -92,7 +97,11 @@ def model_card(run: Run) -> str:
     title = markdown(run.name)
     return str(
         ModelCard.from_template(
-            _metadata(run), template_path=str(_TEMPLATE), title=title, rows=rows
+            _metadata(run),
+            template_path=str(_TEMPLATE),
+            title=title,
+            rows=rows,
+            pairs=_PAIRS.get(str(run.recipe.get("objective"))),
         )
     )
 

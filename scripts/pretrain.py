@@ -3,6 +3,7 @@
     python scripts/pretrain.py                    # the preset bert-mini, three minutes on two cores
     python scripts/pretrain.py recipe.yaml --learning_rate 1e-3 --max_steps 200
     python scripts/pretrain.py runs/bert-mini/recipe.yaml --resume --max_steps 1000
+    python scripts/pretrain.py bert-tiny --objective mlm+nsp       # pairs of texts too, as BERT had
     torchrun --nproc_per_node 2 scripts/pretrain.py bert-mini --corpus my_texts/
 
 A recipe is a YAML file or a preset's name; `hf-tfopt list presets keys` tells what there is.
@@ -38,6 +39,7 @@ from hf_tfopt.recipe.masked_lm import (
     masked_lm_rows,
     masked_lm_tokenizer,
     model_config,
+    run_objective,
 )
 from hf_tfopt.report import write_report
 from hf_tfopt.run.checkpoints import checkpoint_step, checkpoint_to_resume
@@ -45,7 +47,7 @@ from hf_tfopt.run.completions import blanks, complete
 from hf_tfopt.run.facts import data_facts, environment_facts, model_facts
 from hf_tfopt.run.folder import Run, check_unchanged, claim, write_run, write_text
 from hf_tfopt.run.progress import ProgressBar
-from hf_tfopt.run.tables import duration, example_lines, number, summary_lines
+from hf_tfopt.run.tables import TERMS, duration, example_lines, number, summary_lines
 
 
 class Prepared(NamedTuple):
@@ -110,6 +112,7 @@ def _trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, rows: A
         eval_dataset=tfo.ArrowRows(rows["eval"]),
         processing_class=tokenizer,
         optimizer_cls_and_kwargs=tfo.optimizer(**run_optimizer(recipe)),
+        objective=run_objective(recipe),
         schedule=run_schedule(recipe),
     )
     trainer.remove_callback(ProgressCallback)
@@ -133,6 +136,7 @@ def train(prepared: Prepared) -> dict[str, float]:
     return {
         "eval_loss": evaluated["eval_loss"],
         "perplexity": evaluated["eval_perplexity"],
+        **{name: evaluated[name] for name in TERMS if name in evaluated},
         "train_seconds": seconds,
         "tokens_per_second": tokens / seconds,
         "steps": trainer.state.global_step,
@@ -158,7 +162,7 @@ def tell(prepared: Prepared, metrics: dict[str, float]) -> Run:
         recipe=dataclasses.asdict(prepared.recipe),
         history=trainer.state.log_history,
         data=prepared.data,
-        model=model_facts(model),
+        model=model_facts(trainer.model),
         examples=complete(model, trainer.processing_class, sentences),
         environment=environment_facts(trainer.args.device, trainer.args.world_size),
     )

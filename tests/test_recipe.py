@@ -9,6 +9,7 @@ from hf_tfopt.data.local_files import TextUnit
 from hf_tfopt.optimizers.for_trainer import build_optimizer, optimizer
 from hf_tfopt.presets import PRESETS
 from hf_tfopt.recipe.command_line import recipe_from_command_line, recipe_or_exit
+from hf_tfopt.recipe.explanation import explain
 from hf_tfopt.recipe.host_arguments import run_optimizer, run_schedule
 from hf_tfopt.recipe.keys import RATES_OVER_TIME, TEXT_UNITS, Recipe, load_recipe
 from hf_tfopt.recipe.masked_lm import model_config
@@ -55,6 +56,36 @@ def test_flags_lie_over_the_file_and_the_file_over_its_preset(recipe_file):
     assert (recipe.hidden_size, recipe.seed, recipe.max_steps) == (128, 3, 9)
     assert recipe.learning_rate == 1e-4
     assert recipe.output_dir == "runs/mine"
+
+
+def test_pairs_are_not_packed(recipe_file):
+    assert load_recipe("bert-tiny").packing is True
+    assert load_recipe("bert-tiny", {"packing": "false"}).packing is False
+    recipe = load_recipe("bert-tiny", {"objective": "mlm+nsp"})
+    assert (recipe.objective, recipe.packing) == ("mlm+nsp", None)
+    assert load_recipe(recipe_file(recipe.to_yaml())) == recipe
+    path = recipe_file("preset: bert-tiny\nobjective: mlm+sop\n")
+    assert load_recipe(path).packing is None
+    assert load_recipe(path, {"objective": "mlm"}).packing is True
+    with pytest.raises(
+        ValueError, match="packing: given, but it is read only by the objective mlm"
+    ):
+        load_recipe("bert-tiny", {"objective": "mlm+nsp", "packing": "true"})
+
+
+@pytest.mark.parametrize(
+    ("given", "nearest"), [("mlm+nps", "mlm+nsp"), ("mlm+so", "mlm+sop"), ("mml", "mlm")]
+)
+def test_an_objective_misspelt(given, nearest):
+    with pytest.raises(ValueError, match="objective") as refusal:
+        load_recipe("bert-tiny", {"objective": given})
+    assert f"did you mean '{nearest}'?" in str(refusal.value)
+
+
+def test_explain_has_the_head_for_pairs():
+    lines = "\n".join(explain(load_recipe("bert-tiny", {"objective": "mlm+nsp"})))
+    assert "BertForPreTraining" in lines
+    assert "BertForMaskedLM" in "\n".join(explain(load_recipe("bert-tiny")))
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from hf_tfopt.recipe.masked_lm import (
     masked_lm_rows,
     masked_lm_tokenizer,
     model_config,
+    run_objective,
 )
 from hf_tfopt.run.facts import model_facts
 from hf_tfopt.schedules.for_trainer import ScheduleSpec
@@ -175,6 +176,7 @@ class Experiment:
             eval_dataset=self.rows["eval"],
             processing_class=self.tokenizer,
             optimizer_cls_and_kwargs=optimizer(**run_optimizer(recipe)),
+            objective=run_objective(recipe),
             schedule=schedule or run_schedule(recipe),
         )
         trainer.remove_callback(ProgressCallback)

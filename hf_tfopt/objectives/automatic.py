@@ -10,6 +10,8 @@ from hf_tfopt.objectives.base import Objective
 from hf_tfopt.objectives.classification import Classification
 from hf_tfopt.objectives.language_modeling import LanguageModeling
 from hf_tfopt.objectives.model_loss import ModelLoss
+from hf_tfopt.objectives.pretraining import Pretraining
+from hf_tfopt.objectives.sentence_head import pair_label, sentence_head
 
 logger = logging.getLogger(__name__)
 
@@ -17,16 +19,16 @@ logger = logging.getLogger(__name__)
 def automatic(model: nn.Module, batch: Mapping[str, Any]) -> Objective | None:
     """The first objective that equals the model's own loss, prepared; None if none does.
 
-    In this order: language modelling (through the head, where it can), classification, and the
-    model's own loss with its mean undone. Each compares itself with the model's loss; where none
-    fits, the log says why.
+    In this order: words and pairs of sentences where the batch has labels of pairs, language
+    modelling (through the head, where it can), classification, and the model's own loss with its
+    mean undone. Each compares itself with the model's loss; where none fits, the log says why.
 
     Args:
         model: without wrappers.
         batch: a first batch on its device, with labels.
     """
     reasons: list[str] = []
-    for objective in _candidates(model):
+    for objective in _candidates(model, batch):
         try:
             objective.prepare(model, batch)
         except ValueError as error:
@@ -40,10 +42,12 @@ def automatic(model: nn.Module, batch: Mapping[str, Any]) -> Objective | None:
     return None
 
 
-def _candidates(model: Any) -> list[Objective]:
+def _candidates(model: Any, batch: Mapping[str, Any]) -> list[Objective]:
     embedding = getattr(model, "get_output_embeddings", lambda: None)()
+    has_pairs = pair_label(batch) is not None and sentence_head(model) is not None
     has_classes = "Classification" in type(model).__name__
     return [
+        *([Pretraining()] if has_pairs else []),
         *([LanguageModeling()] if embedding is not None else []),
         *([Classification()] if has_classes else []),
         ModelLoss(),

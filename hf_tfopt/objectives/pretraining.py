@@ -58,15 +58,20 @@ class Pretraining(LanguageModeling):
     head: SentenceHead | None = None
     _num_right: Tensor | None = None  # [right, all] pairs of the evaluation that goes on
 
-    def prepare(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
-        """Find both heads, and compare with the model's own loss on one pair."""
-        if self.plan is not None:
-            return
-        self.head = sentence_head(model)
+    def bind(self, module: nn.Module) -> None:
+        """Find the sentence head; raises ValueError where there is none."""
+        self.head = sentence_head(module)
         if self.head is None:
             raise ValueError(
-                f"{type(model).__name__} has no sentence head: {_with_sentence_head(model)}"
+                f"{type(module).__name__} has no sentence head: {_with_sentence_head(module)}"
             )
+
+    def prepare(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
+        """Find how the loss reaches the words' head; compare with the model's own on one pair."""
+        if self.plan is not None:
+            return
+        self.bind(model)
+        assert self.head is not None
         labels = self.pair_labels(batch)
         super().prepare(model, _words(batch))
         was_training = model.training

@@ -3,12 +3,11 @@
 from typing import Any
 
 import torch
-from transformers import AutoModelForMaskedLM
 
 from hf_tfopt.optimizers.for_trainer import build_optimizer
 from hf_tfopt.recipe.host_arguments import run_optimizer
 from hf_tfopt.recipe.keys import Recipe
-from hf_tfopt.recipe.masked_lm import model_config
+from hf_tfopt.recipe.masked_lm import model_config, model_factory
 
 HEADINGS = ("group", "tensors", "parameters", "share", "lr", "decay", "for example")
 
@@ -26,7 +25,7 @@ def explain(recipe: Recipe) -> list[str]:
     if recipe.vocab_size:
         config.vocab_size = recipe.vocab_size
     with torch.device("meta"):
-        model = AutoModelForMaskedLM.from_config(config)
+        model = model_factory(recipe).from_config(config)
     groups = build_optimizer(model, **run_optimizer(recipe)).param_groups
     total = sum(tensor.numel() for group in groups for tensor in group["params"])
     rows = [HEADINGS, *(_row(group, total) for group in groups)]

@@ -36,6 +36,7 @@ from hf_tfopt.schedules import SCHEDULES
 
 # noam's rate is absolute: its lr would be a factor, not a learning rate
 RATES_OVER_TIME = tuple(name for name in SCHEDULES if name != "noam")
+OBJECTIVES = ("mlm", "mlm+nsp", "mlm+sop")
 TEXT_UNITS = ("paragraph", "line", "file")
 ATTENTIONS = ("unpadded", "sdpa", "eager", "flex_attention", "flash_attention_2")
 MODEL_SIZES = (
@@ -55,6 +56,7 @@ _SETS_ASIDE: dict[str, tuple[str, ...]] = {
     "schedule": ("decay_fraction", "schedule_options"),
     "optimizer": ("learning_rate", "adamw_learning_rate", "optimizer_options"),
     "tokenizer": ("vocab_size",),
+    "objective": ("packing",),
 }
 
 
@@ -94,8 +96,9 @@ class Recipe:
     tokenizer: str | None = key(None, "a folder or Hub name; none: the model's, or a new WordPiece")
     vocab_size: int | None = key(None, "words of a new tokenizer", POSITIVE)
     max_length: int = key(128, "tokens of the longest example, specials included", at_least(8))
-    packing: bool = key(True, "several whole examples in one row instead of padding")
+    packing: bool | None = key(None, "several whole examples in one row instead of padding")
 
+    objective: str = key("mlm", "words, and next or swapped texts", one_of(*OBJECTIVES))
     masking_unit: str = key("token", "what is masked as a whole", one_of(*UNITS))
     masking_probability: float = key(0.3, "share of the tokens to predict", INSIDE_UNIT)
     eval_masking_probability: float = key(0.15, "the same share in evaluation", INSIDE_UNIT)
@@ -172,6 +175,11 @@ class Recipe:
             "learning_rate": (True, USUAL_RATES[self.optimizer], ""),
             "adamw_learning_rate": (self.optimizer == "muon", 3e-3, "by the optimizer muon"),
             "decay_fraction": (stable, 0.4, "by the schedule warmup_stable_decay"),
+            "packing": (
+                self.objective == "mlm",
+                True,
+                "by the objective mlm: pairs are not packed",
+            ),
             "vocab_size": (new_tokenizer, 8192, "where a new tokenizer is trained"),
             "num_train_epochs": (self.max_steps is None, 1.0, "where max_steps is not given"),
             "output_dir": (True, f"runs/{self.preset or 'run'}", ""),

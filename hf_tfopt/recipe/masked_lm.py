@@ -1,20 +1,31 @@
 """A recipe's rows, tokenizer and model: new ones as it says, or those to go on from, checked."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoTokenizer,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from hf_tfopt.data.corpus import load_corpus
 from hf_tfopt.data.model_inputs import ModelFacts
 from hf_tfopt.data.packing import pack
+from hf_tfopt.data.sentence_pairs import sentence_pairs
 from hf_tfopt.data.tokenizer import tokenize, train_tokenizer
+from hf_tfopt.objectives.base import Objective
+from hf_tfopt.objectives.pretraining import Pretraining
+from hf_tfopt.objectives.sentence_head import pretraining_class
 from hf_tfopt.recipe.keys import MODEL_SIZES, Recipe
 from hf_tfopt.registry import check_name, nearest
 from hf_tfopt.surgery.attention import unpadded_attention
 
+# The objectives that train on pairs of texts, and which pairs.
+PAIR_TASKS: dict[str, Literal["nsp", "sop"]] = {"mlm+nsp": "nsp", "mlm+sop": "sop"}
 _SPECIAL_IDS = ("pad", "bos", "eos", "cls", "sep", "mask")
 
 
@@ -32,19 +43,35 @@ def masked_lm_corpus(recipe: Recipe) -> Any:
 
 
 def masked_lm_rows(recipe: Recipe, documents: Any, tokenizer: Any) -> Any:
-    """Documents as the rows of batches: examples of `max_length` tokens, packed if it says so."""
+    """Documents as the rows of batches: pairs of texts, or examples, packed if it says so."""
+    task = PAIR_TASKS.get(recipe.objective)
+    if task is not None:
+        return sentence_pairs(documents, tokenizer, task, recipe.max_length, seed=recipe.seed)
     examples = tokenize(documents, tokenizer, recipe.max_length)
     return pack(examples, recipe.max_length) if recipe.packing else examples
+
+
+def run_objective(recipe: Recipe) -> Objective | str:
+    """What the recipe's model learns, for `TfoptTrainer(objective=...)`."""
+    return Pretraining() if recipe.objective in PAIR_TASKS else "auto"
+
+
+def model_factory(recipe: Recipe) -> Any:
+    """The host's factory of models with the heads that the recipe's objective needs."""
+    return AutoModelForPreTraining if recipe.objective in PAIR_TASKS else AutoModelForMaskedLM
 
 
 def model_config(recipe: Recipe) -> Any:
     """The configuration of the recipe's model, before there is a tokenizer.
 
     Raises:
-        ValueError: an architecture that transformers does not have, a size that it has not, a
-            model that is not there, or examples longer than it can read.
+        ValueError: an architecture that transformers does not have, or without a head for the
+            objective, a size that it has not, a model that is not there, or examples longer than
+            it can read.
     """
     config = _saved_config(recipe) if recipe.continues else _new_config(recipe)
+    if recipe.objective in PAIR_TASKS:
+        _check_sentence_head(recipe, config)
     positions: int | None = getattr(config, "max_position_embeddings", None)
     if positions and 0 < positions < recipe.max_length:
         raise ValueError(
@@ -52,6 +79,13 @@ def model_config(recipe: Recipe) -> Any:
             f"{positions} tokens"
         )
     return config
+
+
+def _check_sentence_head(recipe: Recipe, config: Any) -> None:
+    try:
+        pretraining_class(config.model_type)
+    except ValueError as error:
+        raise ValueError(f"objective: got {recipe.objective!r}, but {error}") from error
 
 
 def _saved_config(recipe: Recipe) -> Any:
@@ -127,7 +161,7 @@ def masked_lm_model(recipe: Recipe, tokenizer: Any) -> Any:
     attention = None if recipe.attention == "unpadded" else recipe.attention
     if recipe.continues:
         model = _opened(
-            AutoModelForMaskedLM,
+            model_factory(recipe),
             "model",
             recipe.model,
             config=config,
@@ -137,7 +171,7 @@ def masked_lm_model(recipe: Recipe, tokenizer: Any) -> Any:
     else:
         _fit_to_tokenizer(config, tokenizer)
         _count_from_first_position(config, recipe)
-        model = AutoModelForMaskedLM.from_config(config, attn_implementation=attention)
+        model = model_factory(recipe).from_config(config, attn_implementation=attention)
     _check_fit(recipe, tokenizer, ModelFacts.of(model))
     return unpadded_attention(model) if recipe.attention == "unpadded" else model
 

@@ -22,6 +22,16 @@ _DATA_ROWS = {
 }
 
 
+# What an evaluation tells beside the loss where pairs of texts are learned too.
+TERMS = {
+    "eval_cross_entropy": "Held-out loss of masked tokens",
+    "eval_next_sentence": "Held-out loss of pairs: is next?",
+    "eval_next_sentence_accuracy": "Held-out pairs told rightly",
+    "eval_sentence_order": "Held-out loss of pairs: swapped?",
+    "eval_sentence_order_accuracy": "Held-out pairs told rightly",
+}
+
+
 def number(value: Any) -> str:
     """A number for people: 12,345 or 3.142; anything else as its text."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -48,6 +58,7 @@ def headlines(run: Run) -> list[tuple[str, str]]:
     shown = [
         ("Held-out perplexity", "perplexity", number),
         ("Held-out loss", "eval_loss", number),
+        *((label, key, number) for key, label in TERMS.items()),
         ("Training time", "train_seconds", duration),
         ("Steps", "steps", number),
         ("Tokens a second", "tokens_per_second", number),

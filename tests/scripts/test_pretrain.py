@@ -14,7 +14,14 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
+from transformers import (
+    AlbertForPreTraining,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+)
 
 from hf_tfopt.data.tokenizer import train_tokenizer
 from hf_tfopt.recipe.keys import load_recipe
@@ -154,8 +161,10 @@ def test_a_process_without_hf_tfopt_opens_the_model(finished, tmp_path):
 
 
 @pytest.mark.invariant
-def test_two_processes_give_what_one_with_twice_the_batch_gives(corpus, tmp_path):
-    keys = {"optimizer": "adamw"}  # Muon may orthogonalise in bf16, which tells sums apart
+@pytest.mark.parametrize("objective", ["mlm", "mlm+nsp"])
+def test_two_processes_give_what_one_with_twice_the_batch_gives(objective, corpus, tmp_path):
+    # Muon may orthogonalise in bf16, which tells sums apart
+    keys = {"optimizer": "adamw", "objective": objective}
     one = pretrain.main(words(corpus, tmp_path / "one", batch_size=4, **keys))
     command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", SCRIPT]
     subprocess.run(
@@ -167,7 +176,8 @@ def test_two_processes_give_what_one_with_twice_the_batch_gives(corpus, tmp_path
     two = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert two["steps"] == one["steps"]
     # fp32 sums in another order, through six steps of training
-    assert two["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-5)
+    for name in (name for name in one if name.startswith("eval_")):
+        assert two[name] == pytest.approx(one[name], rel=1e-5), name
     for name, tensor in weights(tmp_path / "one").items():
         torch.testing.assert_close(tensor, weights(tmp_path / "two")[name], rtol=1e-4, atol=1e-5)
 
@@ -240,6 +250,87 @@ def test_other_recipes_train_too(keys, corpus, tmp_path):
         assert math.log(160) - 1.5 < metrics["eval_loss"] < math.log(160) + 1
     else:  # some words are frequent
         assert 1 < metrics["eval_loss"] < math.log(160) - 1
+
+
+@pytest.fixture(scope="module")
+def paired(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "paired"
+    pretrain.main(words(corpus, folder, objective="mlm+nsp", dropout=0.1))
+    return folder
+
+
+class TestPairs:
+    """Words and pairs of texts."""
+
+    def test_both_terms_are_told(self, paired):
+        metrics = json.loads((paired / "metrics.json").read_text())
+        assert metrics["eval_loss"] == pytest.approx(
+            metrics["eval_cross_entropy"] + metrics["eval_next_sentence"], rel=1e-9
+        )
+        perplexity = math.exp(metrics["eval_cross_entropy"])
+        assert metrics["perplexity"] == pytest.approx(perplexity, rel=1e-9)
+        assert 0 <= metrics["eval_next_sentence_accuracy"] <= 1
+        history = json.loads((paired / "run.json").read_text())["history"]
+        assert {"cross_entropy", "next_sentence"} <= set(history[0])
+        card = ModelCard.load(paired / "README.md")
+        results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+        assert results["loss"] == metrics["eval_cross_entropy"]
+        report = (paired / "report.html").read_text()
+        for text in (card.text, report):
+            assert "mlm+nsp" in text and "Held-out pairs told rightly" in text
+        assert "next sentence prediction" in card.text
+
+    def test_the_model_opens_with_and_without_the_head_for_pairs(self, paired):
+        both, report = AutoModelForPreTraining.from_pretrained(paired, output_loading_info=True)
+        assert type(both) is BertForPreTraining
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+        masked, report = AutoModelForMaskedLM.from_pretrained(paired, output_loading_info=True)
+        assert not report["missing_keys"]
+        ids = torch.tensor([[2, 9, 10, 3, 11, 3]])
+        types = torch.tensor([[0, 0, 0, 0, 1, 1]])
+        with torch.no_grad():
+            one, other = (m.eval()(ids, token_type_ids=types) for m in (both, masked))
+        assert torch.equal(one.prediction_logits, other.logits)
+        assert one.seq_relationship_logits.shape == (1, 2)
+
+    @pytest.mark.invariant
+    def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(self, paired, tmp_path, corpus):
+        folder = tmp_path / "stopped"
+        shutil.copytree(paired, folder)
+        for name in ("metrics.json", "model.safetensors", "run.json", "README.md"):
+            (folder / name).unlink()
+        shutil.rmtree(folder / "checkpoint-6")
+        arguments = words(corpus, folder, objective="mlm+nsp", dropout=0.1)
+        assert pretrain.main([*arguments, "--resume"])["resumed_from_step"] == 4
+        assert_equal_weights(folder, paired)
+        with pytest.raises(ValueError, match=r"objective: was mlm\+nsp, now mlm\+sop"):
+            pretrain.main([*words(corpus, folder, objective="mlm+sop", dropout=0.1), "--resume"])
+
+    @pytest.mark.parametrize("attention", ["unpadded", "sdpa"])
+    def test_albert_learns_the_order(self, attention, corpus, tmp_path):
+        keys = {"model": "albert", "objective": "mlm+sop", "attention": attention, "max_steps": 2}
+        metrics = pretrain.main(words(corpus, tmp_path / "run", **keys, initialization="random"))
+        # after two steps: a guess between two, and one among 160 words
+        assert abs(metrics["eval_sentence_order"] - math.log(2)) < 0.5
+        assert abs(metrics["eval_cross_entropy"] - math.log(160)) < 1
+        model = AutoModelForPreTraining.from_pretrained(tmp_path / "run")
+        assert type(model) is AlbertForPreTraining
+
+    def test_a_masked_model_is_gone_on_from_with_pairs(self, finished, corpus, tmp_path):
+        keys = {"model": finished, **NO_SIZES, "objective": "mlm+nsp", "max_steps": 1}
+        metrics = pretrain.main(words(corpus, tmp_path / "on", **keys))
+        assert "eval_next_sentence" in metrics
+
+    def test_a_model_without_a_head_for_pairs_before_the_corpus_is_read(self, tmp_path):
+        for model in ("roberta", "electra", "distilbert"):
+            with pytest.raises(ValueError, match=f"objective.*'{model}' has no head.*albert, bert"):
+                keys = {"model": model, "objective": "mlm+nsp", "intermediate_size": "none"}
+                pretrain.main(words(tmp_path / "nothing.txt", tmp_path / "output", **keys))
+
+    def test_one_held_out_document(self, tmp_path):
+        (tmp_path / "two.txt").write_text("One is here. It is. So it is.\n\nTwo is there. Oh yes.")
+        with pytest.raises(ValueError, match="1 of the documents has text"):
+            pretrain.main(words(tmp_path / "two.txt", tmp_path / "out", objective="mlm+nsp"))
 
 
 class TestBadInput:
