@@ -16,8 +16,8 @@ from hf_tfopt.losses.reduction import IGNORE_INDEX
 from hf_tfopt.objectives.base import Objective
 from hf_tfopt.schedules.for_trainer import ScheduleSpec
 from hf_tfopt.slots import (
+    adopt_callbacks,
     adopt_collator,
-    adopt_evaluation_weights,
     checked_schedule,
     own_scheduler,
     refuse_what_deepspeed_drops,
@@ -88,7 +88,7 @@ def attach(
             continue
         handler.callbacks.insert(0, callback)
         callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
-    adopt_evaluation_weights(trainer)
+    adopt_callbacks(trainer)
     return trainer
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from hf_tfopt.callbacks.dataset_epochs import DatasetEpochs
 from hf_tfopt.callbacks.evaluation_weights import EvaluationWeights
 from hf_tfopt.objectives.base import Objective
 from hf_tfopt.optimizers.for_trainer import OptimizerFactory
@@ -58,10 +59,11 @@ def adopt_collator(trainer: Any) -> None:
         collator.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
 
 
-def adopt_evaluation_weights(trainer: Any) -> None:
-    """Add `EvaluationWeights`, behind the host's callback that asks for checkpoints."""
-    if not any(isinstance(c, EvaluationWeights) for c in trainer.callback_handler.callbacks):
-        trainer.add_callback(EvaluationWeights())
+def adopt_callbacks(trainer: Any) -> None:
+    """Add what each run needs, behind the host's callback that asks for checkpoints."""
+    for kind in (EvaluationWeights, DatasetEpochs):
+        if not any(isinstance(c, kind) for c in trainer.callback_handler.callbacks):
+            trainer.add_callback(kind())
 
 
 @contextmanager
