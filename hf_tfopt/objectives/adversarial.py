@@ -47,9 +47,13 @@ class _Adversarial(Wrapping):
         self.step_size = step_size
         self.names: tuple[str, ...] = ()  # of the wrapped objective's terms
 
+    def bind(self, module: nn.Module) -> None:
+        """Bind the wrapped objective; refuse a model without token embeddings."""
+        input_embedding(module)
+        super().bind(module)
+
     def prepare(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
-        """Prepare the wrapped objective; refuse a model or a batch without token embeddings."""
-        input_embedding(model)
+        """Prepare the wrapped objective; refuse a batch without token ids."""
         token_ids(batch)
         super().prepare(model, batch)
         self.names = tuple(self.objective.counts(batch))
@@ -89,7 +93,7 @@ class PGD(_Adversarial):
         weight: of the perturbed loss, above 0.
 
     Raises:
-        ValueError: an option out of its range; while preparing, a model without token embeddings.
+        ValueError: an option out of its range, or a model without token embeddings.
 
     Paper: Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attacks",
     https://arxiv.org/abs/1706.06083, section 2.1. Differs: on embeddings, in an L2 ball for each
@@ -158,7 +162,7 @@ class FGM(PGD):
         weight: of the perturbed loss, above 0.
 
     Raises:
-        ValueError: an option out of its range; while preparing, a model without token embeddings.
+        ValueError: an option out of its range, or a model without token embeddings.
 
     Paper: Miyato et al. 2017, "Adversarial Training Methods for Semi-Supervised Text
     Classification", https://arxiv.org/abs/1605.07725, equations 5 and 6. Differs: the embeddings
@@ -188,7 +192,7 @@ class FreeLB(_Adversarial):
         seed: of δ_0.
 
     Raises:
-        ValueError: an option out of its range; while preparing, a model without token embeddings.
+        ValueError: an option out of its range, or a model without token embeddings.
 
     Paper: Zhu et al. 2020, "FreeLB: Enhanced Adversarial Training for Natural Language
     Understanding", https://arxiv.org/abs/1909.11764, algorithm 1, and section 3.3 for dropout. No

@@ -45,9 +45,13 @@ class _PerturbedConsistency(Consistency):
         self.steps = steps
         self.seed = seed
 
+    def bind(self, module: nn.Module) -> None:
+        """Bind the wrapped objective; refuse a model without token embeddings."""
+        input_embedding(module)
+        super().bind(module)
+
     def prepare(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
-        """Prepare the wrapped objective; refuse a model or a batch without token embeddings."""
-        input_embedding(model)
+        """Prepare the wrapped objective; refuse a batch without token ids."""
         token_ids(batch)
         super().prepare(model, batch)
 
@@ -143,7 +147,7 @@ class VirtualAdversarial(_PerturbedConsistency):
         seed: of the random directions.
 
     Raises:
-        ValueError: an option out of its range; while preparing, a model without token embeddings.
+        ValueError: an option out of its range, or a model without token embeddings.
 
     Paper: Miyato et al. 2018, "Virtual Adversarial Training: A Regularization Method for Supervised
     and Semi-Supervised Learning", https://arxiv.org/abs/1704.03976, equations 5 and 6, algorithm 1.
@@ -199,7 +203,7 @@ class SMART(_PerturbedConsistency):
         seed: of the start.
 
     Raises:
-        ValueError: an option out of its range; while preparing, a model without token embeddings.
+        ValueError: an option out of its range, or a model without token embeddings.
 
     Paper: Jiang et al. 2020, "SMART: Robust and Efficient Fine-Tuning for Pre-trained Natural
     Language Models through Principled Regularized Optimization", https://arxiv.org/abs/1911.03437,

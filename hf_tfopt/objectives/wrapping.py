@@ -13,7 +13,7 @@ class Wrapping(Objective):
     """Counts, evaluates and measures as `objective` does.
 
     Args:
-        objective: what to wrap: one pass over a batch, and not itself a wrapping.
+        objective: what to wrap: one pass over a batch, and not itself wrapped.
 
     Raises:
         ValueError: anything else.
@@ -27,7 +27,8 @@ class Wrapping(Objective):
                 f"{name} wraps an objective, such as {name}(LanguageModeling()); it was given "
                 f"{given!r}"
             )
-        if isinstance(given, Wrapping) or given.num_passes != 1:
+        has_own_passes = type(given).passes is not Objective.passes
+        if isinstance(given, Wrapping) or has_own_passes or given.num_passes != 1:
             raise ValueError(
                 f"{name} cannot wrap {type(given).__name__}: it wraps objectives of one plain pass "
                 "over the batch. Choose one of the two"
@@ -39,6 +40,10 @@ class Wrapping(Objective):
     def weights(self) -> Mapping[str, float]:
         """Those of the wrapped objective."""
         return self.objective.weights
+
+    def bind(self, module: nn.Module) -> None:
+        """Bind the wrapped objective."""
+        self.objective.bind(module)
 
     def prepare(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
         """Prepare the wrapped objective."""

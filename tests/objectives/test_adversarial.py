@@ -14,6 +14,8 @@ from hf_tfopt.losses.reduction import LossSum
 from hf_tfopt.objectives.adversarial import FGM, PGD, FreeLB
 from hf_tfopt.objectives.base import Objective
 from hf_tfopt.objectives.classification import Classification
+from hf_tfopt.objectives.consistency import RDrop
+from hf_tfopt.objectives.gradient_balance import PCGrad
 from hf_tfopt.objectives.language_modeling import LanguageModeling
 from tests.models import tiny
 from tests.objectives.adversarial_models import (
@@ -264,6 +266,8 @@ def test_several_terms_pull_as_in_the_whole_batch() -> None:
         (lambda it: FGM(None), "FGM wraps an objective, such as .* it was given None"),
         (lambda it: PGD("language_modeling"), "PGD wraps an objective"),
         (lambda it: FGM(FreeLB(it)), "FGM cannot wrap FreeLB"),
+        (lambda it: FGM(RDrop(it)), "FGM cannot wrap RDrop"),
+        (lambda it: FreeLB(PCGrad()), "FreeLB cannot wrap PCGrad"),
     ],
 )
 def test_bad_options_are_refused(make: Any, message: str) -> None:

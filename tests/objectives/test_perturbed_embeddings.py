@@ -8,9 +8,11 @@ import torch
 from transformers import BertForMultipleChoice, ViTConfig, ViTForImageClassification
 
 from hf_tfopt.objectives.adversarial import FGM
+from hf_tfopt.objectives.classification import Classification
 from hf_tfopt.objectives.language_modeling import model_inputs
 from hf_tfopt.objectives.model_loss import ModelLoss
 from hf_tfopt.objectives.perturbed_embeddings import Perturbation, ascent, input_embedding, zeros
+from hf_tfopt.objectives.virtual_adversarial import SMART
 from hf_tfopt.slots import refuse_unfit_launch
 from tests.models import TINY, batch_for, tiny
 from tests.objectives.adversarial_models import classes, classifier, num_hooks
@@ -128,7 +130,9 @@ def test_models_without_token_embeddings_are_refused() -> None:
     with pytest.raises(ValueError, match="the batch has no input_ids, only pixel_values, labels"):
         FGM(ModelLoss()).prepare(model, {"pixel_values": torch.zeros(2, 3, 8, 8), "labels": None})
     with pytest.raises(ValueError, match="Linear has no input embeddings to perturb"):
-        FGM(ModelLoss()).prepare(torch.nn.Linear(2, 2), classes())
+        FGM(ModelLoss()).bind(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="Linear has no input embeddings to perturb"):
+        SMART(Classification()).bind(torch.nn.Linear(2, 2))
 
 
 def test_a_model_that_goes_around_its_embedding_is_refused() -> None:
