@@ -28,7 +28,8 @@ class ModelFacts:
         num_ids: rows of its input embedding.
         first_position: the position id of an example's first token.
         num_positions: the longest example; None where the configuration sets no limit.
-        keeps_apart: its attention is the host's common one, which can separate packed examples.
+        keeps_apart: its attention is the host's common one, which can separate packed examples, and
+            nothing else in it joins neighbours.
         dtype: of its weights.
     """
 
@@ -58,7 +59,9 @@ class ModelFacts:
             num_ids=embedding.num_embeddings if sized else config.vocab_size,
             first_position=first,
             num_positions=positions - first if positions and positions > 0 else None,
-            keeps_apart=base._supports_attention_backend,
+            # MobileBERT joins each word's embedding with its neighbours' before all attention
+            keeps_apart=base._supports_attention_backend
+            and not getattr(config, "trigram_input", False),
             dtype=base.dtype,
         )
 
@@ -69,9 +72,9 @@ class ModelFacts:
 
     @property
     def joins_rows(self) -> bool:
-        """Whether this attention takes a whole batch as one row without padding."""
-        implementation = self.implementation
-        return implementation == "unpadded" or implementation.startswith("flash_attention")
+        """Whether this model takes a whole batch as one row without padding."""
+        is_unmasked = self.implementation.startswith(("unpadded", "flash_attention"))
+        return is_unmasked and self.keeps_apart
 
     @property
     def layer_windows(self) -> Mapping[str, int | None] | None:
@@ -201,8 +204,9 @@ def _check_separable(model: ModelFacts | None, packed: bool) -> None:
         )
     if packed and model is not None and not model.keeps_apart:
         raise ValueError(
-            f"{model.name} has an attention of its own that would mix packed examples: leave out "
-            "tfo.pack for it, or take a model with the common attention (BERT, RoBERTa, ModernBERT)"
+            f"{model.name} has an attention of its own, or joins neighbours' embeddings, and would "
+            "mix packed examples: leave out tfo.pack for it, or take a model with the common "
+            "attention (BERT, RoBERTa, ModernBERT)"
         )
 
 

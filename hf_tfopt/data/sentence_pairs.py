@@ -126,6 +126,11 @@ def _check_options(
 
 def _as_dataset(documents: Any, text_column: str) -> datasets.Dataset:
     if isinstance(documents, list | tuple):
+        if len({isinstance(document, str) for document in documents if document is not None}) > 1:
+            raise ValueError(
+                "some documents are texts and some are not: give all as texts, or all as lists of "
+                "sentences"
+            )
         return datasets.Dataset.from_dict({text_column: list(documents)})
     if not isinstance(documents, datasets.Dataset):
         raise ValueError(

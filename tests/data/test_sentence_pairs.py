@@ -284,6 +284,9 @@ class TestBadInput:
         self.check(tokenizer, "documents is a str", "a text")
         self.check(tokenizer, "column", Dataset.from_dict({"txt": ["a"]}))
 
+    def test_texts_beside_lists(self, tokenizer):
+        self.check(tokenizer, "all as texts, or all as lists", [["ba be", "bi"], "bo bu. Ba be."])
+
     def test_a_document_that_is_a_number(self, tokenizer):
         self.check(tokenizer, "a text or a list of sentences", [1, 2])
 

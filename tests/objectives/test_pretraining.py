@@ -21,10 +21,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_PRETRAINING_MAPPING
 
 import hf_tfopt as tfo
 from hf_tfopt.data.collators import MaskedLMCollator
+from hf_tfopt.data.packing import pack
 from hf_tfopt.data.rows import ArrowRows
 from hf_tfopt.data.sentence_pairs import sentence_pairs
 from hf_tfopt.data.tokenizer import train_tokenizer
 from hf_tfopt.losses.reduction import combine
+from hf_tfopt.objectives.automatic import automatic
+from hf_tfopt.objectives.language_modeling import LanguageModeling
 from hf_tfopt.objectives.pretraining import Pretraining
 from hf_tfopt.objectives.sentence_head import ARCHITECTURES, pretraining_class, sentence_head
 from hf_tfopt.surgery.attention import unpadded_attention
@@ -228,6 +231,26 @@ def expected_right(trainer: Any, rows: Dataset) -> float:
     return sum(hits) / len(hits)
 
 
+def test_mobilebert_is_padded_also_where_its_attention_takes_lengths(
+    tokenizer: Any, rows: Dataset
+) -> None:
+    model = made("mobilebert")
+    unpadded_attention(model)
+    batch = MaskedLMCollator(tokenizer, probability=0.4, model=model)(list(rows)[:4])
+    assert batch["input_ids"].shape[0] == 4 and "attention_mask" in batch
+    Pretraining().prepare(model, batch)
+    packed = pack(rows, 64)
+    with pytest.raises(ValueError, match="joins neighbours' embeddings"):
+        MaskedLMCollator(tokenizer, model=model)(list(packed))
+
+
+def test_an_automatic_objective_sees_the_labels_of_pairs() -> None:
+    model, batch = made("bert"), pairs(3, 0)
+    assert type(automatic(model, batch)) is Pretraining
+    del batch["next_sentence_label"]
+    assert type(automatic(model, batch)) is LanguageModeling
+
+
 class TestRefused:
     def test_a_model_without_a_sentence_head(self) -> None:
         with pytest.raises(ValueError, match=r"BertForMaskedLM has no.*take BertForPreTraining"):
@@ -245,6 +268,34 @@ class TestRefused:
         del batch["next_sentence_label"]
         with pytest.raises(ValueError, match=r"no next_sentence_label.*tfo\.sentence_pairs"):
             Pretraining().prepare(made("bert"), batch)
+
+    def test_packed_pairs(self, tokenizer: Any, rows: Dataset) -> None:
+        model = made("bert")
+        batch = MaskedLMCollator(tokenizer, model=model)(list(pack(rows, 64)))
+        with pytest.raises(ValueError, match="do not pack them"):
+            Pretraining().prepare(model, batch)
+
+    def test_a_column_that_the_trainer_removed(
+        self, tokenizer: Any, rows: Dataset, tmp_path: Any
+    ) -> None:
+        """The host knows the columns by the names in the model's forward."""
+        for name in ("bert", "albert"):
+            model = made(name)
+            args = TrainingArguments(
+                str(tmp_path), max_steps=1, use_cpu=True, report_to="none", disable_tqdm=True
+            )
+            trainer = tfo.TfoptTrainer(
+                model,
+                args,
+                objective=Pretraining(),
+                data_collator=MaskedLMCollator(tokenizer, probability=0.4),
+                train_dataset=rows,
+            )
+            if name == "bert":
+                trainer.train()
+            else:
+                with pytest.raises(ValueError, match=r"sentence_order_label.*tfo\.ArrowRows"):
+                    trainer.train()
 
     def test_a_batch_without_labelled_words(self) -> None:
         batch = pairs(2, 0)
