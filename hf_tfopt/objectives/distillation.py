@@ -1,6 +1,6 @@
 """Distillation: a student learns its task and, beside it, what a teacher thinks of each answer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from hf_tfopt.losses.head import (
 from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum, Terms
 from hf_tfopt.objectives.base import Objective
 from hf_tfopt.objectives.classification import Classification
+from hf_tfopt.objectives.feature_terms import Features
+from hf_tfopt.objectives.features import Feature
 from hf_tfopt.objectives.language_modeling import LanguageModeling, model_inputs
 from hf_tfopt.objectives.teacher import (
     Teacher,
@@ -54,6 +56,8 @@ class Distillation(Objective):
             and `distillation` only told.
         divergence: "kl" (KL(teacher‖student)), "reverse_kl" or "jsd": `losses.divergence`.
         beta: of "jsd", in (0, 1): the teacher's share of the mixture.
+        features: what else to learn from inside the teacher, each a term of its own beside these:
+            `HiddenStates`, `AttentionMaps`, `Relations`, `CosineStates`.
         objective: the loss on labels, with its options: a `LanguageModeling` or a `Classification`;
             None: the one that suits the student.
         tokenizer: the student's; like `teacher_tokenizer` it is found where the model was loaded
@@ -76,6 +80,7 @@ class Distillation(Objective):
         alpha: float = 0.5,
         divergence: str = "kl",
         beta: float = 0.5,
+        features: Sequence[Feature] = (),
         objective: Objective | None = None,
         tokenizer: Any = None,
         teacher_tokenizer: Any = None,
@@ -89,6 +94,7 @@ class Distillation(Objective):
             )
         self.form = DivergenceForm(divergence, temperature, beta)
         self.alpha = alpha
+        self.features = Features(features)
         self.objective: LanguageModeling | Classification | None = objective
         self._given = teacher
         self._tokenizers = (tokenizer, teacher_tokenizer)
@@ -97,8 +103,9 @@ class Distillation(Objective):
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """1 - α for the loss on labels, α for the divergence."""
-        return {**dict.fromkeys(self._hard_terms, 1 - self.alpha), "distillation": self.alpha}
+        """1 - α for the loss on labels, α for the divergence, and those of the features."""
+        hard = dict.fromkeys(self._hard_terms, 1 - self.alpha)
+        return {**hard, "distillation": self.alpha, **self.features.weights}
 
     def prepare(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
         """Find the task's loss, then the teacher, and compare it with the student."""
@@ -111,6 +118,7 @@ class Distillation(Objective):
         self.targets, self._hard_terms = task.targets, tuple(task.counts(batch))
         teacher = ready_teacher(self._given, model)
         check_vocabulary(student, teacher, *self._tokenizers)
+        self.features.prepare(student, teacher, batch)
         if isinstance(task, LanguageModeling):
             self._teacher = language_teacher(task, model, teacher, batch)
         else:
@@ -119,18 +127,31 @@ class Distillation(Objective):
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The task's count, and the number of its labels for the divergence."""
         counts = self._task().counts(batch)
-        return {**counts, "distillation": self._num_labels(batch)}
+        soft = {"distillation": self._num_labels(batch)}
+        return {**counts, **soft, **self.features.counts(batch)}
 
     def terms(
         self, model: nn.Module, module: nn.Module, batch: Mapping[str, Any], with_outputs: bool
     ) -> tuple[Terms, Any]:
-        """`cross_entropy` (or what the task's loss is called) and `distillation`."""
+        """`cross_entropy` (or what the task's loss is called), `distillation` and the features."""
         task = self._task()
         if not model.training:
             return task.terms(model, module, batch, with_outputs)
-        if isinstance(task, LanguageModeling):
-            return self._language_terms(task, model, module, batch, with_outputs)
-        return self._class_terms(task, model, module, batch)
+        assert self._teacher is not None
+        index = self._answers(task, batch)
+        wanted = self.features.wanted
+        with self.features.watch(self._teacher.model, is_teacher=True) as of_teacher:
+            said, of_teacher.outputs = self._teacher.look(batch, index, **wanted)
+        asked = {**batch, **wanted}
+        with self.features.watch(module, is_teacher=False) as shown:
+            if isinstance(task, LanguageModeling):
+                terms, outputs = self._language_terms(
+                    task, model, module, asked, index, said, with_outputs
+                )
+            else:
+                terms, outputs = self._class_terms(task, model, module, asked, index, said)
+            shown.outputs = outputs
+        return {**terms, **self.features.terms(shown, of_teacher, batch)}, outputs
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         """Those of the task."""
@@ -142,11 +163,12 @@ class Distillation(Objective):
         model: nn.Module,
         module: nn.Module,
         batch: Mapping[str, Any],
-        with_outputs: bool,
+        index: Tensor,
+        said: TeacherRows,
+        with_logits: bool,
     ) -> tuple[Terms, Any]:
-        assert self._teacher is not None and task.plan is not None
-        index, targets = labelled_positions(task.labels(batch))
-        said, _ = self._teacher.look(batch, index)
+        assert task.plan is not None, "prepare() comes first"
+        targets = task.labels(batch).reshape(-1).index_select(0, index)
         inputs = model_inputs(module, batch)
 
         def use(rows: Tensor, head: LinearHead | None) -> Terms:
@@ -154,7 +176,7 @@ class Distillation(Objective):
                 return distillation(rows, targets, _all(said, index), self.form, task.form)
             return linear_distillation(rows, head, targets, said, self.form, self.alpha, task.form)
 
-        plan = HeadPlan(None, None) if with_outputs else task.plan
+        plan = HeadPlan(None, None) if with_logits else task.plan
         return forward_at_head(plan, module, lambda: model(**inputs), index, use)
 
     def _class_terms(
@@ -163,22 +185,28 @@ class Distillation(Objective):
         model: nn.Module,
         module: nn.Module,
         batch: Mapping[str, Any],
+        index: Tensor,
+        said: TeacherRows,
     ) -> tuple[Terms, Any]:
-        assert self._teacher is not None
         terms, outputs = task.terms(model, module, batch, True)
         logits = logits_of(outputs)
-        rows = logits.reshape(-1, logits.shape[-1])
+        rows = logits.reshape(-1, logits.shape[-1]).index_select(0, index)
+        word = _all(said, index)
         if task.problem == "multi_label_classification":
-            index = torch.arange(rows.shape[0], device=rows.device)
-            said = _all(self._teacher.look(batch, index)[0], index)
-            assert isinstance(said, Tensor)
-            each = binary_divergence_of_elements(rows, said, self.form)
+            assert isinstance(word, Tensor)
+            each = binary_divergence_of_elements(rows, word, self.form)
         else:
-            index, _ = labelled_positions(batch["labels"])
-            said = _all(self._teacher.look(batch, index)[0], index)
-            each = divergence_of_rows(rows.index_select(0, index), said, self.form)
+            each = divergence_of_rows(rows, word, self.form)
         soft = LossSum(each.sum(), self._num_labels(batch))
         return {**terms, "distillation": soft}, outputs
+
+    def _answers(self, task: LanguageModeling | Classification, batch: Mapping[str, Any]) -> Tensor:
+        """The positions among [B * T] (or [B]) whose answers are compared: those with a label."""
+        if isinstance(task, Classification) and task.problem == "multi_label_classification":
+            return torch.arange(batch["labels"].shape[0], device=batch["labels"].device)
+        return labelled_positions(
+            task.labels(batch) if isinstance(task, LanguageModeling) else batch["labels"]
+        )[0]
 
     def _task(self) -> LanguageModeling | Classification:
         assert self.objective is not None, "prepare() comes first"

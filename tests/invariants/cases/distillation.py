@@ -10,7 +10,9 @@ from transformers import (
 )
 
 from hf_tfopt.objectives.distillation import Distillation
+from hf_tfopt.objectives.features import AttentionMaps, CosineStates, HiddenStates, Relations
 from hf_tfopt.objectives.language_modeling import LanguageModeling
+from hf_tfopt.objectives.projection import FeatureProjection
 from tests.invariants.cases import Case
 from tests.models import NO_DROPOUT, SIZES, batch_for, tiny
 
@@ -74,6 +76,12 @@ def tokens(num_rows: int, seed: int) -> dict[str, torch.Tensor]:
 
 LABELS = {"num_labels": NUM_CLASSES}
 
+
+def in_eager(model: PreTrainedModel) -> PreTrainedModel:
+    model.set_attn_implementation("eager")
+    return model
+
+
 CASES = {
     "distillation": Case(
         lambda: bert(BertForMaskedLM), rows, lambda: Distillation(teacher(BertForMaskedLM))
@@ -109,5 +117,30 @@ CASES = {
         lambda: bert(BertForSequenceClassification, **LABELS),
         many_hot,
         lambda: Distillation(teacher(BertForSequenceClassification, **LABELS)),
+    ),
+    "distillation of features": Case(
+        lambda: in_eager(bert(BertForMaskedLM)),
+        padded,
+        lambda: Distillation(
+            in_eager(teacher(BertForMaskedLM, hidden_size=32)),
+            features=[
+                HiddenStates(weight=0.1, layers={-1: -1, 0: 1, 1: 3}),
+                AttentionMaps(),
+                Relations(num_heads=4),
+                CosineStates(weight=2.0),
+            ],
+        ),
+    ),
+    "distillation of relations": Case(
+        lambda: tiny("gpt2"),
+        rows,
+        lambda: Distillation(opinionated(tiny("gpt2", 1)), alpha=0.0, features=[Relations(0.5)]),
+    ),
+    "distillation through a projection": Case(
+        lambda: FeatureProjection(bert(BertForTokenClassification, **LABELS), 48).student,
+        tokens,
+        lambda: Distillation(
+            teacher(BertForTokenClassification, **LABELS), features=[HiddenStates(10.0)]
+        ),
     ),
 }

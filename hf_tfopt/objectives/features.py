@@ -1,0 +1,229 @@
+"""What a student may learn from inside its teacher: hidden states, attention maps, relations."""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hf_tfopt.losses.features import (
+    attention_distance,
+    cosine_distance,
+    hidden_state_distance,
+    relation_divergence,
+)
+from hf_tfopt.losses.reduction import LossSum
+from hf_tfopt.objectives.attention_vectors import attention_makers
+from hf_tfopt.objectives.layer_pairs import LayerMap, checked_map, last_map, uniform_map
+from hf_tfopt.objectives.projection import check_width, width_of
+
+
+@dataclass
+class Shown:
+    """What one model shows in one forward pass.
+
+    Args:
+        model: without wrappers.
+        outputs: its outputs.
+        relations: by layer its queries, keys and values, each [B, T, F].
+    """
+
+    model: nn.Module
+    outputs: Any = None
+    relations: dict[int, list[Tensor]] = field(default_factory=lambda: {})
+
+
+class Feature(Protocol):
+    """One term; `name` is what it is logged as, `weight` its factor in the loss."""
+
+    name: str
+    weight: float
+    wanted: tuple[str, ...]  # what the models are asked to put out
+    layers: LayerMap | None
+
+    def pairs(self, num_layers: tuple[int, int]) -> LayerMap:
+        """The layers to compare, of models with so many layers."""
+        ...
+
+    def check(self, student: Any, teacher: Any) -> None:
+        """Refuse models that cannot be compared so."""
+        ...
+
+    def distance(
+        self, student: Shown, teacher: Shown, pair: tuple[int, int], is_token: Tensor
+    ) -> LossSum:
+        """Of one pair of layers."""
+        ...
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """The hidden states after some layers: mean squared difference, summed over the layers.
+
+    Where the widths differ, a `FeatureProjection` of the student stands between.
+
+    Args:
+        weight: factor of the term `hidden_states`.
+        layers: {student's layer: teacher's layer}, counted from 0; -1 is the embeddings' output.
+            None: layer i of S to layer (i + 1) L / S - 1 of L.
+
+    Paper: Jiao et al. 2020, "TinyBERT", https://arxiv.org/abs/1909.10351, equations 8 and 9.
+    """
+
+    weight: float = 1.0
+    layers: LayerMap | None = None
+    name = "hidden_states"
+    wanted = ("output_hidden_states",)
+
+    def pairs(self, num_layers: tuple[int, int]) -> LayerMap:
+        """As given, or evenly spread."""
+        return checked_map(self.layers, uniform_map(*num_layers), num_layers, lowest=-1)
+
+    def check(self, student: Any, teacher: Any) -> None:
+        """The widths are the same, or there is a projection."""
+        check_width(student, width_of(teacher))
+
+    def distance(
+        self, student: Shown, teacher: Shown, pair: tuple[int, int], is_token: Tensor
+    ) -> LossSum:
+        """After one layer."""
+        return hidden_state_distance(*_states(student, teacher, pair), is_token)
+
+
+@dataclass(frozen=True)
+class CosineStates:
+    """The direction of the last hidden states: 1 - cos.
+
+    Args:
+        weight: factor of the term `cosine`.
+        layers: {student's layer: teacher's layer}, counted from 0; None: the last of both.
+
+    Paper: Sanh et al. 2019, "DistilBERT", https://arxiv.org/abs/1910.01108, section 2.
+    """
+
+    weight: float = 1.0
+    layers: LayerMap | None = None
+    name = "cosine"
+    wanted = ("output_hidden_states",)
+
+    def pairs(self, num_layers: tuple[int, int]) -> LayerMap:
+        """As given, or the last layers."""
+        return checked_map(self.layers, last_map(*num_layers), num_layers)
+
+    def check(self, student: Any, teacher: Any) -> None:
+        """The widths are the same, or there is a projection."""
+        check_width(student, width_of(teacher))
+
+    def distance(
+        self, student: Shown, teacher: Shown, pair: tuple[int, int], is_token: Tensor
+    ) -> LossSum:
+        """After one layer."""
+        return cosine_distance(*_states(student, teacher, pair), is_token)
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Attention maps: mean squared difference, summed over the layers.
+
+    Both models need the implementation "eager" (the others keep no maps) and as many heads.
+
+    Args:
+        weight: factor of the term `attention_maps`.
+        layers: {student's layer: teacher's layer}, counted from 0; None: as in `HiddenStates`.
+
+    Paper: Jiao et al. 2020, "TinyBERT", https://arxiv.org/abs/1909.10351, equation 7. Differs: as
+    `losses.features.attention_distance` says.
+    """
+
+    weight: float = 1.0
+    layers: LayerMap | None = None
+    name = "attention_maps"
+    wanted = ("output_attentions",)
+
+    def pairs(self, num_layers: tuple[int, int]) -> LayerMap:
+        """As given, or evenly spread."""
+        return checked_map(self.layers, uniform_map(*num_layers), num_layers)
+
+    def check(self, student: Any, teacher: Any) -> None:
+        """Both give maps, of as many heads."""
+        heads = [model.config.num_attention_heads for model in (student, teacher)]
+        if heads[0] != heads[1]:
+            raise ValueError(
+                f"the student has {heads[0]} attention heads and the teacher {heads[1]}: their "
+                "maps cannot be compared; Relations() need no equal number"
+            )
+        for who, model in (("student", student), ("teacher", teacher)):
+            how = getattr(model.config, "_attn_implementation", "eager")
+            if how != "eager":
+                raise ValueError(
+                    f"the {who}'s attention {how!r} keeps no maps: load it with "
+                    "attn_implementation='eager', or call model.set_attn_implementation('eager')"
+                )
+
+    def distance(
+        self, student: Shown, teacher: Shown, pair: tuple[int, int], is_token: Tensor
+    ) -> LossSum:
+        """Of one layer."""
+        ours, theirs = student.outputs.attentions[pair[0]], teacher.outputs.attentions[pair[1]]
+        return attention_distance(ours, theirs, is_token)
+
+
+@dataclass(frozen=True)
+class Relations:
+    """Relations among queries, among keys and among values of one layer: KL, the three summed.
+
+    Needs neither equal widths nor equal heads, and works with any attention implementation. Of
+    models that turn queries and keys by their position (RoPE), what they are before.
+
+    Args:
+        weight: factor of the term `relations`.
+        layers: {student's layer: teacher's layer}, counted from 0; None: the last of both. (The
+            paper takes an upper middle layer of large teachers.)
+        num_heads: relation heads, a divisor of all widths; None: the student's attention heads.
+
+    Paper: Wang et al. 2021, "MiniLMv2", https://arxiv.org/abs/2012.15828, section 3.
+    """
+
+    weight: float = 1.0
+    layers: LayerMap | None = None
+    num_heads: int | None = None
+    name = "relations"
+    wanted = ()
+
+    def pairs(self, num_layers: tuple[int, int]) -> LayerMap:
+        """As given, or the last layers."""
+        return checked_map(self.layers, last_map(*num_layers), num_layers)
+
+    def check(self, student: Any, teacher: Any) -> None:
+        """Both have queries, keys and values that are found."""
+        for model in (student, teacher):
+            attention_makers(model, 0)
+
+    def distance(
+        self, student: Shown, teacher: Shown, pair: tuple[int, int], is_token: Tensor
+    ) -> LossSum:
+        """Of one layer."""
+        config: Any = student.model.config
+        num_heads = self.num_heads or config.num_attention_heads
+        both = zip(student.relations[pair[0]], teacher.relations[pair[1]], strict=True)
+        terms: list[LossSum] = []
+        for ours, theirs in both:
+            if not ours.requires_grad:
+                raise ValueError(
+                    "the student's queries have no gradient: with gradient checkpointing, set "
+                    "gradient_checkpointing_kwargs={'use_reentrant': False}"
+                )
+            for width in (ours.shape[-1], theirs.shape[-1]):
+                if width % num_heads:
+                    raise ValueError(
+                        f"num_heads is {num_heads}, no divisor of a width of {width}; give "
+                        "Relations(num_heads=...) one of all widths"
+                    )
+            terms.append(relation_divergence(ours, theirs, is_token, num_heads))
+        return LossSum(torch.stack([term.sum for term in terms]).sum(), is_token.sum())
+
+
+def _states(student: Shown, teacher: Shown, pair: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The hidden states after a pair of layers; after -1 the embeddings' output."""
+    ours, theirs = student.outputs.hidden_states, teacher.outputs.hidden_states
+    return ours[pair[0] + 1], theirs[pair[1] + 1]
