@@ -89,7 +89,7 @@ class _PerturbedConsistency(Consistency):
 
         with torch.no_grad():
             compare(self.compared, model, module, batch, keep)
-        # autocast keeps its copies of the weights, and these know of no gradient
+        # autocast keeps its copies of the weights; before pytorch/pytorch#165068 without gradient
         torch.clear_autocast_cache()
 
         def loss() -> Tensor:

@@ -1,5 +1,8 @@
 """A wrapping hands on everything that it does not change, in real trainings too."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +105,7 @@ def logged(trainer: Any) -> list[dict[str, float]]:
     return [{key: entry[key] for key in entry if key != "epoch"} for entry in entries]
 
 
+ROOT = Path(__file__).parents[2]
 EACH = pytest.mark.parametrize("kind", [FGM, PGD, FreeLB, RDrop, VirtualAdversarial, SMART])
 
 
@@ -124,3 +128,18 @@ def test_bfloat16_and_checkpoints_under_the_trainer(kind: type, tmp_path: Path) 
     scores = trainer.evaluate()
     assert {"eval_loss", "eval_perplexity"} <= scores.keys()
     assert not any("adversarial" in key or "consistency" in key for key in scores)
+
+
+@pytest.mark.invariant
+def test_sharded_models_get_the_same_gradients() -> None:
+    """Every objective, two processes, FSDP2."""
+    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, *command, str(Path(__file__).with_name("sharded.py"))],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "equal" in run.stdout, run.stderr[-3000:]
