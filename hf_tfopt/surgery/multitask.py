@@ -74,7 +74,7 @@ class MultitaskModel(PreTrainedModel):
         # an encoder of a sequence head may have a pooler, which a token head does without
         first = min(config.tasks, key=lambda name: is_for_tokens(config, name))
         encoder = models[first].base_model
-        encoder.config = config.encoder
+        config.encoder = _without_labels(models[first], config, first)
         for model in models.values():
             setattr(model, model.base_model_prefix, EncodedRows())
         self.encoder = encoder
@@ -251,6 +251,18 @@ class MultitaskModel(PreTrainedModel):
                 "adapters first (merge_and_unload)"
             )
         return model.to(self.dtype).train(self.training)
+
+
+def _without_labels(model: Any, config: MultitaskConfig, name: str) -> Any:
+    """The configuration that the encoder of a task's model reads, no longer shared with the head.
+
+    It must be the one that is saved: the host writes into it (a grown vocabulary, an attention).
+    """
+    encoder_config = model.base_model.config
+    model.config = config.of_task(name)
+    for field in ("id2label", "label2id", "problem_type"):
+        setattr(encoder_config, field, getattr(config.encoder, field))
+    return encoder_config
 
 
 AutoConfig.register(MultitaskConfig.model_type, MultitaskConfig, exist_ok=True)
