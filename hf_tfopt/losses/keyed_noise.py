@@ -63,14 +63,17 @@ def _words(ids: Tensor, examples: Examples, width: int, seed: int, step: int) ->
 
 def mix(words: Tensor) -> Tensor:
     """Hash 64-bit words one by one: the finaliser of splitmix64."""
-    words = (words ^ _shifted(words, 30)) * _FIRST
-    words = (words ^ _shifted(words, 27)) * _SECOND
-    return words ^ _shifted(words, 31)
+    words = words ^ _shifted(words, 30)
+    words *= _FIRST
+    words ^= _shifted(words, 27)
+    words *= _SECOND
+    words ^= _shifted(words, 31)
+    return words
 
 
 def _shifted(words: Tensor, by: int) -> Tensor:
     """To the right, filled with zeros: the words stand for numbers without a sign."""
-    return (words >> by) & ((1 << (64 - by)) - 1)
+    return (words >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
 def _fraction(words: Tensor, by: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 import hf_tfopt as tfo
-from hf_tfopt.losses.reduction import LossSum
+from hf_tfopt.losses.reduction import LossSum, combine
 from hf_tfopt.objectives.adversarial import FGM, PGD, FreeLB
 from hf_tfopt.objectives.base import Objective
 from hf_tfopt.objectives.consistency import RDrop
@@ -20,7 +20,7 @@ from hf_tfopt.objectives.language_modeling import LanguageModeling
 from hf_tfopt.objectives.virtual_adversarial import SMART, VirtualAdversarial
 from tests.invariants.cases import Columns
 from tests.models import batch_for, tiny
-from tests.objectives.adversarial_models import classes, classifier, trained
+from tests.objectives.adversarial_models import SETTINGS, classes, classifier, trained
 
 
 class Loud(Objective):
@@ -128,6 +128,26 @@ def test_bfloat16_and_checkpoints_under_the_trainer(kind: type, tmp_path: Path) 
     scores = trainer.evaluate()
     assert {"eval_loss", "eval_perplexity"} <= scores.keys()
     assert not any("adversarial" in key or "consistency" in key for key in scores)
+
+
+@EACH
+@pytest.mark.parametrize("name", ["bert", "t5", "classes"])
+def test_a_micro_batch_without_labels_adds_nothing(kind: type, name: str) -> None:
+    setting = SETTINGS[name]
+    model, batch = setting.model().train(), setting.batch()
+    objective = kind(setting.objective())
+    objective.prepare(model, batch)
+    empty = {**batch, "labels": torch.full_like(batch["labels"], -100)}
+    counts = objective.counts(batch)
+    for terms in objective.passes(model, model, empty):
+        combine(terms, counts, objective.weights).backward()
+        supervised = [term for name, term in terms.items() if "cross" in name]
+        assert all(term.sum == 0 == term.count for term in supervised)
+    found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in found)
+    # of whole examples the outputs are compared, labelled or not
+    is_compared = name == "classes" and kind in (SMART, VirtualAdversarial)
+    assert any(gradient.any() for gradient in found) == is_compared
 
 
 @pytest.mark.invariant
