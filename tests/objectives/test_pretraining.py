@@ -216,6 +216,34 @@ class TestCollated:
             assert scores[f"eval_{term}_accuracy"] == pytest.approx(right, abs=1e-9)
 
 
+def test_the_order_is_learned_without_padding(tokenizer: Any, tmp_path: Any) -> None:
+    """A text begins with "ba" and ends with "du": a swap can be told, where pairs are pooled."""
+    documents = [[f"ba {a}", f"{b} du"] for a in WORDS[1:-1] for b in WORDS[1:-1]]
+    rows = sentence_pairs(documents, tokenizer, "sop", max_length=32, short_probability=0)
+    model = unpadded_attention(made("bert"))
+    args = TrainingArguments(
+        str(tmp_path),
+        per_device_train_batch_size=16,
+        max_steps=120,
+        learning_rate=1e-2,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    trainer = tfo.TfoptTrainer(
+        model,
+        args,
+        objective=Pretraining(),
+        data_collator=MaskedLMCollator(tokenizer),
+        train_dataset=ArrowRows(rows),
+        eval_dataset=ArrowRows(rows),
+    )
+    assert trainer.evaluate()["eval_next_sentence_accuracy"] < 0.75
+    trainer.train()
+    assert trainer.evaluate()["eval_next_sentence_accuracy"] > 0.9
+
+
 def expected_right(trainer: Any, rows: Dataset) -> float:
     """One pair at a time, by the model itself."""
     model, collator = trainer.model.eval(), trainer.data_collator
