@@ -20,6 +20,7 @@ _EXPORTS = {
     # surgery: model -> the same model, edited
     "initialize_from_corpus": "hf_tfopt.surgery.initialization",
     "unpadded_attention": "hf_tfopt.surgery.attention",
+    "student_from": "hf_tfopt.surgery.student",
     "SURGERIES": "hf_tfopt.surgery",
     # losses: tensors -> (sum, count)
     "LossSum": "hf_tfopt.losses.reduction",
@@ -29,6 +30,7 @@ _EXPORTS = {
     "LanguageModeling": "hf_tfopt.objectives.language_modeling",
     "Classification": "hf_tfopt.objectives.classification",
     "ModelLoss": "hf_tfopt.objectives.model_loss",
+    "Distillation": "hf_tfopt.objectives.distillation",
     "OBJECTIVES": "hf_tfopt.objectives",
     # optimizers: model -> parameter groups -> optimizer
     "optimizer": "hf_tfopt.optimizers.for_trainer",

@@ -10,7 +10,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from hf_tfopt.run import tables
 from hf_tfopt.run.folder import Run, read_run, write_text
 
-_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+_FOLDER = Path(__file__).parent / "templates"
+# By what the model does: its card, and the tags it is found by.
+_TEMPLATES = {"fill-mask": "model_card.md", "text-classification": "classifier_card.md"}
+_TAGS = {"fill-mask": ["masked-language-modeling"], "text-classification": ["distillation"]}
 _PAIRS = {
     "mlm+nsp": "whether one text follows another (next sentence prediction)",
     "mlm+sop": "whether two texts changed places (sentence order prediction)",
@@ -36,37 +39,54 @@ def _hub_name(name: Any) -> str | None:
     return text if is_name else None
 
 
-def _metadata(run: Run) -> ModelCardData:
-    recipe = run.recipe
-    base, corpus = _hub_name(recipe.get("model")), _hub_name(recipe.get("corpus"))
-    shown_corpus = tables.shown_value("corpus", recipe.get("corpus", "unknown"))
-    of_words = "eval_cross_entropy" if "eval_cross_entropy" in run.metrics else "eval_loss"
-    results = [
+def _results(run: Run) -> list[EvalResult]:
+    """The held-out numbers as the Hub lists them."""
+    source, task, where, shown = (
+        "corpus",
+        "Masked language modelling",
+        "held-out documents",
+        [
+            ("perplexity", "Perplexity of the masked tokens", "perplexity"),
+            (
+                "loss",
+                "Loss of the masked tokens",
+                "eval_cross_entropy" if "eval_cross_entropy" in run.metrics else "eval_loss",
+            ),
+        ],
+    )
+    if run.task == "text-classification":
+        source, task, where = "train", "Text classification", "test texts"
+        shown = [("accuracy", "Accuracy", "accuracy"), ("loss", "Loss", "eval_loss")]
+    name = tables.shown_value(source, run.recipe.get(source, "unknown"))
+    return [
         EvalResult(
-            task_type="fill-mask",
-            task_name="Masked language modelling",
-            dataset_type=corpus or "local",
-            dataset_name=f"{one_line(shown_corpus)}, held-out documents",
+            task_type=run.task,
+            task_name=task,
+            dataset_type=_hub_name(run.recipe.get(source)) or "local",
+            dataset_name=f"{one_line(name)}, {where}",
             metric_type=kind,
-            metric_name=name,
+            metric_name=label,
             metric_value=run.metrics[key],
         )
-        for kind, name, key in (
-            ("perplexity", "Perplexity of the masked tokens", "perplexity"),
-            ("loss", "Loss of the masked tokens", of_words),
-        )
+        for kind, label, key in shown
         if run.metrics.get(key) is not None
     ]
+
+
+def _metadata(run: Run) -> ModelCardData:
+    recipe = run.recipe
+    base = _hub_name(recipe.get("model") or recipe.get("teacher"))
+    corpus = _hub_name(recipe.get("corpus") or recipe.get("train"))
     return ModelCardData(
         language=one_line(recipe.get("language") or "en"),
         license=one_line(recipe["license"]) if recipe.get("license") else None,
         library_name="transformers",
-        pipeline_tag="fill-mask",
-        tags=["hf_tfopt", "fill-mask", "masked-language-modeling"],
+        pipeline_tag=run.task,
+        tags=["hf_tfopt", run.task, *_TAGS[run.task]],
         base_model=base,
         datasets=[corpus] if corpus else None,
         model_name=one_line(run.name),
-        eval_results=results or None,
+        eval_results=_results(run) or None,
     )
 
 
@@ -98,7 +118,7 @@ def model_card(run: Run) -> str:
     return str(
         ModelCard.from_template(
             _metadata(run),
-            template_path=str(_TEMPLATE),
+            template_path=str(_FOLDER / _TEMPLATES[run.task]),
             title=title,
             rows=rows,
             pairs=_PAIRS.get(str(run.recipe.get("objective"))),

@@ -32,7 +32,7 @@ from transformers.utils.logging import disable_progress_bar
 import hf_tfopt as tfo
 from hf_tfopt.hub import write_card
 from hf_tfopt.recipe.host_arguments import run_optimizer, run_schedule, training_arguments
-from hf_tfopt.recipe.keys import MAY_CHANGE_ON_RESUME, Recipe
+from hf_tfopt.recipe.keys import Recipe
 from hf_tfopt.recipe.masked_lm import (
     masked_lm_corpus,
     masked_lm_model,
@@ -41,6 +41,7 @@ from hf_tfopt.recipe.masked_lm import (
     model_config,
     run_objective,
 )
+from hf_tfopt.recipe.training_keys import MAY_CHANGE_ON_RESUME
 from hf_tfopt.report import write_report
 from hf_tfopt.run.checkpoints import checkpoint_step, checkpoint_to_resume
 from hf_tfopt.run.completions import blanks, complete

@@ -11,8 +11,9 @@ from hf_tfopt.presets import PRESETS
 from hf_tfopt.recipe.command_line import recipe_from_command_line, recipe_or_exit
 from hf_tfopt.recipe.explanation import explain
 from hf_tfopt.recipe.host_arguments import run_optimizer, run_schedule
-from hf_tfopt.recipe.keys import RATES_OVER_TIME, TEXT_UNITS, Recipe, load_recipe
+from hf_tfopt.recipe.keys import TEXT_UNITS, Recipe, load_recipe
 from hf_tfopt.recipe.masked_lm import model_config
+from hf_tfopt.recipe.training_keys import RATES_OVER_TIME
 from hf_tfopt.recipe.typed_values import described, kinds, parse_flags
 from hf_tfopt.schedules import SCHEDULES
 

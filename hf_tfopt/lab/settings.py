@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from hf_tfopt.lab.comparison import rate_sweep
 from hf_tfopt.optimizers import OPTIMIZERS
 from hf_tfopt.presets import PRESETS
-from hf_tfopt.recipe.keys import RATES_OVER_TIME, Recipe, load_recipe
+from hf_tfopt.recipe.keys import Recipe, load_recipe
+from hf_tfopt.recipe.training_keys import RATES_OVER_TIME
 from hf_tfopt.recipe.typed_values import (
     POSITIVE,
     Check,

@@ -10,13 +10,15 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 
-from hf_tfopt.recipe.keys import Recipe
+from hf_tfopt.recipe.training_keys import TrainingKeys
 from hf_tfopt.registry import check_name
 from hf_tfopt.run.facts import has_fast_bfloat16
 from hf_tfopt.schedules.for_trainer import ScheduleSpec, schedule
 
 
-def training_arguments(recipe: Recipe, total_steps: int, device: torch.device) -> TrainingArguments:
+def training_arguments(
+    recipe: TrainingKeys, total_steps: int, device: torch.device
+) -> TrainingArguments:
     """Number, precision and rhythm of the steps, in the host's names.
 
     Args:
@@ -50,7 +52,7 @@ def training_arguments(recipe: Recipe, total_steps: int, device: torch.device) -
     )
 
 
-def run_optimizer(recipe: Recipe) -> dict[str, Any]:
+def run_optimizer(recipe: TrainingKeys) -> dict[str, Any]:
     """The arguments of `tfo.optimizer` or `tfo.build_optimizer` that a recipe stands for."""
     adamw = {} if recipe.adamw_learning_rate is None else {"adamw_lr": recipe.adamw_learning_rate}
     keys = {
@@ -64,7 +66,7 @@ def run_optimizer(recipe: Recipe) -> dict[str, Any]:
     return keys | _apart("optimizer_options", recipe.optimizer_options, keys)
 
 
-def run_schedule(recipe: Recipe) -> ScheduleSpec:
+def run_schedule(recipe: TrainingKeys) -> ScheduleSpec:
     """The learning rate over the recipe's run, for `TfoptTrainer(schedule=...)`."""
     decay = recipe.decay_fraction
     keys: dict[str, Any] = {} if decay is None else {"decay_fraction": decay}

@@ -31,6 +31,21 @@ def data_facts(documents: datasets.Dataset, rows: datasets.Dataset, width: int) 
     }
 
 
+def labelled_facts(texts: datasets.Dataset, rows: datasets.Dataset) -> dict[str, Any]:
+    """Words (between spaces), tokens, rows and classes of labelled texts.
+
+    Args:
+        texts: in a column "text", with a "label".
+        rows: the same as token ids, in a column "input_ids".
+    """
+    return {
+        "words": _total(_compute.count_substring_regex(_column(texts, "text"), r"\S+")),
+        "tokens": _total(_compute.list_value_length(_column(rows, "input_ids"))),
+        "rows": len(rows),
+        "classes": len(_compute.unique(_column(texts, "label"))),
+    }
+
+
 def _column(dataset: datasets.Dataset, name: str) -> Any:
     """The column's Arrow array, of the rows that are selected."""
     table: Any = dataset.select_columns(name).with_format("arrow")[:]

@@ -120,6 +120,7 @@ class Run:
         model: facts of the model (class, parameters ...).
         examples: masked words and what the model put there (`completions.complete`).
         environment: versions of what ran.
+        task: what the model does, as the Hub calls it ("fill-mask", "text-classification").
     """
 
     name: str
@@ -130,9 +131,10 @@ class Run:
     model: Mapping[str, Any] = field(default_factory=dict[str, Any])
     examples: Sequence[Mapping[str, Any]] = ()
     environment: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    task: str = "fill-mask"
 
 
-_RECORDED = ("history", "data", "model", "examples", "environment")
+_RECORDED = ("history", "data", "model", "examples", "environment", "task")
 
 
 def write_run(folder: str | Path, run: Run) -> None:

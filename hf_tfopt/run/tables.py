@@ -11,12 +11,16 @@ from typing import Any
 
 from hf_tfopt.run.folder import Run
 
-_PATH_KEYS = ("corpus", "model", "tokenizer", "output_dir")
+_PATH_KEYS = (
+    *("corpus", "model", "tokenizer", "output_dir"),
+    *("teacher", "train", "eval", "test"),
+)
 _DATA_ROWS = {
     "documents": "Documents",
     "words": "Words",
     "tokens": "Tokens",
     "examples": "Examples",
+    "classes": "Classes",
     "rows": "Rows",
     "fullness": "Share of the rows that is not padding",
 }
@@ -56,6 +60,10 @@ def headlines(run: Run) -> list[tuple[str, str]]:
     """The numbers that one looks for first."""
     found = run.metrics
     shown = [
+        ("Accuracy", "accuracy", number),
+        ("Accuracy of the teacher", "teacher_accuracy", number),
+        ("Share of it kept", "kept_accuracy", "{:.1%}".format),
+        ("Times as fast as the teacher", "times_as_fast", number),
         ("Held-out perplexity", "perplexity", number),
         ("Held-out loss", "eval_loss", number),
         *((label, key, number) for key, label in TERMS.items()),

@@ -1,0 +1,119 @@
+"""What one distillation of a text classifier is: teacher, layers of the student, data, training."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_tfopt.recipe.training_keys import (
+    TrainingKeys,
+    file_values,
+    laid_over,
+    values_from_texts,
+)
+from hf_tfopt.recipe.typed_values import (
+    INSIDE_UNIT,
+    POSITIVE,
+    Check,
+    at_least,
+    key,
+    one_of,
+)
+
+DIVERGENCES = ("kl", "reverse_kl", "jsd")
+FROM_ZERO_TO_ONE = Check("from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifierKeys:
+    """The teacher, the student and the labelled texts."""
+
+    teacher: str = key(
+        "", "a classifier's folder or Hub name; or an encoder's, with teacher_epochs"
+    )
+    teacher_epochs: float | None = key(
+        None, "train the teacher on the same rows first, for so many passes", POSITIVE
+    )
+    teacher_learning_rate: float | None = key(
+        None, "teacher_epochs only: the highest learning rate of the teacher's AdamW", POSITIVE
+    )
+    layers: str | None = key(
+        None, "the teacher's layers that the student is made of: 0,2,4; none: every second one"
+    )
+    temperature: float = key(2.0, "above 1 the teacher's less likely answers count more", POSITIVE)
+    alpha: float = key(0.5, "the teacher's share of the loss; 0: labels alone", FROM_ZERO_TO_ONE)
+    divergence: str = key("kl", "from teacher to student", one_of(*DIVERGENCES))
+
+    train: str = key("", "labelled texts: .csv, .tsv, .jsonl, .parquet or a datasets name")
+    eval: str | None = key(None, "held-out ones; none: eval_fraction of the training rows")
+    eval_fraction: float | None = key(None, "rows held out where eval is none", INSIDE_UNIT)
+    test: str | None = key(None, "rows for the final accuracy; none: those of eval")
+    text_column: str = key("text", "the column that holds the text")
+    label_column: str = key("label", "the column that holds the label")
+    columns: str | None = key(None, "names of the columns of files without a heading: text,label")
+    max_length: int = key(128, "tokens of the longest text; longer ones are cut", at_least(8))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillationRecipe(TrainingKeys, ClassifierKeys):
+    """One distillation run, valid if it exists.
+
+    Raises:
+        ValueError: as `TrainingKeys`; without a teacher or training rows, or with layers that are
+            no list of numbers.
+    """
+
+    script = "distill.py"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, what in (("teacher", "a classifier's folder"), ("train", "labelled texts")):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: none given; it names {what}: --{name} PATH")
+        self.layer_numbers()
+
+    def conditional_keys(self) -> dict[str, tuple[bool, Any, str]]:
+        """Those of training, and the teacher's own."""
+        is_trained_here = self.teacher_epochs is not None
+        return {
+            **super().conditional_keys(),
+            # a student begins with its teacher's weights: between fine-tuning and pre-training
+            "learning_rate": (True, 2e-4, ""),
+            "teacher_learning_rate": (is_trained_here, 1e-4, "with teacher_epochs"),
+            "eval_fraction": (self.eval is None, 0.1, "where eval is not given"),
+            "output_dir": (True, "runs/distilled", ""),
+        }
+
+    def layer_numbers(self) -> list[int] | None:
+        """The teacher's layers that the student keeps, counted from 0; None: every second one.
+
+        Raises:
+            ValueError: not a list of whole numbers.
+        """
+        if self.layers is None:
+            return None
+        numbers = [part.strip() for part in self.layers.strip("[]").split(",")]
+        if not all(number.isdecimal() for number in numbers):
+            raise ValueError(f"layers: got {self.layers!r}, expected numbers such as 0,2,4")
+        return [int(number) for number in numbers]
+
+    def column_names(self) -> list[str] | None:
+        """The names in `columns`."""
+        return None if self.columns is None else [c.strip() for c in self.columns.split(",")]
+
+
+def load_distillation(
+    source: str | Path | None, overrides: Mapping[str, str] | None = None
+) -> DistillationRecipe:
+    """The recipe of a YAML file, with some keys set otherwise; without a file, of those alone.
+
+    Args:
+        source: a YAML file's path, or none.
+        overrides: key -> value as text, as on the command line.
+
+    Raises:
+        ValueError: as `load_recipe`.
+    """
+    below = {} if source is None else file_values(DistillationRecipe, str(source), {})
+    given = values_from_texts(DistillationRecipe, overrides or {})
+    return DistillationRecipe(**laid_over(below, given))

@@ -1,0 +1,209 @@
+"""The keys of every training run, whatever is trained, and how a recipe is put together."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_tfopt.optimizers import OPTIMIZERS
+from hf_tfopt.recipe.typed_values import (
+    INSIDE_UNIT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    UP_TO_ONE,
+    check_fields,
+    key,
+    kinds,
+    one_of,
+    read_yaml_mapping,
+    value_from_text,
+)
+from hf_tfopt.registry import check_name, nearest
+from hf_tfopt.schedules import SCHEDULES
+
+# noam's rate is absolute: its lr would be a factor, not a learning rate
+RATES_OVER_TIME = tuple(name for name in SCHEDULES if name != "noam")
+# What of a run may be otherwise when it goes on; the rest would make it another run.
+MAY_CHANGE_ON_RESUME = (
+    *("max_steps", "num_train_epochs", "logging_steps", "eval_steps", "save_steps", "device"),
+    *("preset", "output_dir", "report_to", "license", "language"),
+)
+
+# A key given in a recipe or on the command line sets aside these of the preset below it.
+_SETS_ASIDE: dict[str, tuple[str, ...]] = {
+    "max_steps": ("num_train_epochs",),
+    "num_train_epochs": ("max_steps",),
+    "schedule": ("decay_fraction", "schedule_options"),
+    "optimizer": ("learning_rate", "adamw_learning_rate", "optimizer_options"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingKeys:
+    """Optimizer, schedule, number and rhythm of the steps; frozen, and valid if it exists.
+
+    Keys that are none are filled in from the others where a number is needed, so that a recipe
+    written with `to_yaml` says everything.
+
+    Raises:
+        ValueError: for a value of the wrong type or outside its range, or keys that exclude
+            each other, with what is allowed.
+    """
+
+    script = "pretrain.py"  # the file in scripts/ that runs such recipes
+
+    optimizer: str = key("adamw", "a name of the optimizers' table")
+    learning_rate: float | None = key(None, "the highest learning rate", POSITIVE)
+    adamw_learning_rate: float | None = key(
+        None, "muon only: of AdamW, for embeddings, norms and biases", POSITIVE
+    )
+    weight_decay: float = key(0.01, "decay of the weights, not of biases and norms", NOT_NEGATIVE)
+    layer_decay: float = key(1.0, "how much slower each layer learns than the next", UP_TO_ONE)
+    multipliers: Mapping[str, Any] | None = key(
+        None, "of the rates of parts or patterns: {embeddings: 0.5, head: 2}"
+    )
+    optimizer_options: Mapping[str, Any] | None = key(
+        None, "the optimizer's own: {cautious: true, betas: [0.9, 0.98]}"
+    )
+    schedule: str = key("linear", "the learning rate over time", one_of(*RATES_OVER_TIME))
+    warmup_steps: float = key(0.05, "steps of warm-up; below 1: share of all steps", NOT_NEGATIVE)
+    decay_fraction: float | None = key(
+        None, "warmup_stable_decay only: last share of the steps, falling to 0", INSIDE_UNIT
+    )
+    schedule_options: Mapping[str, Any] | None = key(None, "the schedule's own: {floor: 0.1}")
+    max_grad_norm: float = key(1.0, "gradients are clipped to this norm; 0: never", NOT_NEGATIVE)
+
+    batch_size: int = key(32, "rows in one forward pass, on each device", POSITIVE)
+    gradient_accumulation_steps: int = key(1, "forward passes in one step", POSITIVE)
+    max_steps: int | None = key(None, "steps to train for, instead of num_train_epochs", POSITIVE)
+    num_train_epochs: float | None = key(None, "passes over the corpus", POSITIVE)
+
+    precision: str = key(
+        "auto", "auto: bf16 where the hardware has it", one_of("auto", "fp32", "bf16")
+    )
+    device: str = key("auto", "auto: an accelerator if there is one", one_of("auto", "cpu"))
+    seed: int = key(0, "of the weights, the masks, the order and the split", NOT_NEGATIVE)
+
+    logging_steps: int = key(10, "steps from one logged loss to the next", POSITIVE)
+    eval_steps: int = key(100, "steps from one evaluation to the next", POSITIVE)
+    save_steps: int = key(500, "steps from one checkpoint to the next", POSITIVE)
+    report_to: str = key("none", "trackers, with commas between them: tensorboard, trackio ...")
+    output_dir: str | None = key(None, "where everything goes; none: runs/ and the recipe's name")
+
+    license: str | None = key(None, "the model's licence, for the card (apache-2.0, mit ...)")
+    language: str = key("en", "the language of the text, for the card")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_name("optimizer", self.optimizer, OPTIMIZERS)
+        for name, (is_read, default, words) in self.conditional_keys().items():
+            if not is_read and getattr(self, name) is not None:
+                raise ValueError(f"{name}: given, but it is read only {words}; leave it out")
+            if is_read and getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+        if self.warmup_steps > 1 and not self.warmup_steps.is_integer():
+            raise ValueError(
+                f"warmup_steps: got {self.warmup_steps}, must be a share below 1 or a whole number"
+            )
+        self.schedule_steps(self.max_steps or 10**9)  # without a number of steps, shares alone
+
+    def conditional_keys(self) -> dict[str, tuple[bool, Any, str]]:
+        """Of keys that only some recipes read: is it read, its value if none, and when."""
+        stable = self.schedule == "warmup_stable_decay"
+        return {
+            "adamw_learning_rate": (self.optimizer == "muon", 3e-3, "by the optimizer muon"),
+            "decay_fraction": (stable, 0.4, "by the schedule warmup_stable_decay"),
+            "num_train_epochs": (self.max_steps is None, 1.0, "where max_steps is not given"),
+        }
+
+    def total_steps(self, num_rows: int, num_processes: int = 1) -> int:
+        """Optimizer steps of the whole run, as the host counts them.
+
+        `max_steps`, or ⌈epochs · ⌈⌈rows / (batch · processes)⌉ / accumulation⌉⌉.
+
+        Args:
+            num_rows: rows of the training set.
+            num_processes: devices that train side by side.
+        """
+        if self.max_steps is not None:
+            return self.max_steps
+        assert self.num_train_epochs is not None
+        batches = math.ceil(num_rows / (self.batch_size * num_processes))
+        return math.ceil(
+            self.num_train_epochs * math.ceil(batches / self.gradient_accumulation_steps)
+        )
+
+    def schedule_steps(self, total_steps: int) -> tuple[int, int]:
+        """Steps of warm-up and of decay in a run of so many.
+
+        Raises:
+            ValueError: if they are together more than the run.
+        """
+        share = self.warmup_steps < 1
+        warmup = math.ceil(total_steps * self.warmup_steps) if share else int(self.warmup_steps)
+        decay = int(total_steps * (self.decay_fraction or 0))
+        if warmup + decay > total_steps:
+            decaying = f" and decay_fraction {self.decay_fraction:g}" if self.decay_fraction else ""
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps:g}{decaying} are more than the whole run"
+                + (f" of {total_steps} steps" if total_steps < 10**9 else "")
+            )
+        return warmup, decay
+
+    def to_yaml(self) -> str:
+        """The recipe as a YAML file with a comment on every key; loading it gives it back."""
+        script = f"scripts/{self.script}"
+        lines = [f"# As resolved; the same again: python {script} FILE [--key value ...]"]
+        for field in dataclasses.fields(self):
+            line = yaml.safe_dump({field.name: getattr(self, field.name)}, width=10**6).rstrip()
+            lines.append(f"{line}  # {field.metadata['summary']}")
+        return "\n".join(lines) + "\n"
+
+
+# What more than `_SETS_ASIDE` the keys above put out of force, of those below.
+SetsAside = Callable[[Mapping[str, Any]], set[str]]
+
+
+def laid_over(
+    lower: Mapping[str, Any], upper: Mapping[str, Any], sets_aside: SetsAside | None = None
+) -> dict[str, Any]:
+    """`lower` with the keys of `upper`, less what those set aside."""
+    changed = {name for name, value in upper.items() if value != lower.get(name)}
+    aside = {name for given in changed for name in _SETS_ASIDE.get(given, ())}
+    if sets_aside is not None:
+        aside |= sets_aside({name: upper[name] for name in changed})
+    return {name: value for name, value in lower.items() if name not in aside} | dict(upper)
+
+
+def values_from_texts(cls: type[TrainingKeys], texts: Mapping[str, str]) -> dict[str, Any]:
+    """A command line's flags as the values of a recipe's keys.
+
+    Raises:
+        ValueError: an unknown flag, with the nearest right one, or a value of the wrong type.
+    """
+    types = kinds(cls)
+    return {
+        name: value_from_text(name, text, *types[check_name("flag", name, types)])
+        for name, text in texts.items()
+    }
+
+
+def file_values(cls: type[TrainingKeys], source: str, others: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a recipe's file; `others` (presets) are named where there is no such file.
+
+    Raises:
+        ValueError: no such file, or a key that such recipes have not.
+    """
+    if not Path(source).is_file():
+        presets = f"; presets: {', '.join(others)}" if others else ""
+        raise ValueError(
+            f"no recipe {source!r}: {'neither a file nor a preset' if others else 'no such file'}"
+            f"{nearest(source, others)}{presets}"
+        )
+    values = read_yaml_mapping(source)
+    for name in values:
+        check_name(f"key in {source}", name, kinds(cls))
+    return {"output_dir": f"runs/{Path(source).stem}"} | values

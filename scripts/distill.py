@@ -1,0 +1,249 @@
+"""Distil a text classifier: texts -> teacher -> a student of some of its layers -> a folder.
+
+    python scripts/distill.py --teacher FOLDER --train reviews.tsv --columns text,label
+    python scripts/distill.py recipe.yaml --alpha 0.9 --layers 0,2,4
+    python scripts/distill.py --teacher ENCODER --teacher_epochs 4 --train train.csv --eval dev.csv
+    torchrun --nproc_per_node 2 scripts/distill.py recipe.yaml
+
+An encoder that is no classifier yet is trained as the teacher first, with --teacher_epochs. With
+--alpha 0 the student learns from the labels alone.
+"""
+
+# ruff: noqa: E402 - mistakes are answered, and the allocator is set, before torch is imported
+import sys
+
+from hf_tfopt.allocator import tune_allocator
+from hf_tfopt.recipe.command_line import distillation_from_command_line, recipe_or_exit
+from hf_tfopt.recipe.distillation_keys import DistillationRecipe
+
+IS_SCRIPT = __name__ == "__main__"
+READ = (distillation_from_command_line, DistillationRecipe)
+COMMAND = recipe_or_exit(sys.argv[1:], __doc__, *READ) if IS_SCRIPT else None
+IS_TUNED = IS_SCRIPT and tune_allocator()
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import torch
+from accelerate import PartialState
+from transformers import DataCollatorWithPadding, ProgressCallback, set_seed
+from transformers.trainer_utils import SaveStrategy
+from transformers.utils.logging import disable_progress_bar
+
+import hf_tfopt as tfo
+from hf_tfopt.hub import write_card
+from hf_tfopt.recipe.classifier import (
+    accuracy,
+    chosen_layers,
+    classifier_rows,
+    classifier_teacher,
+    classifier_texts,
+    teacher_tokenizer,
+    times_as_fast,
+)
+from hf_tfopt.recipe.host_arguments import run_optimizer, run_schedule, training_arguments
+from hf_tfopt.recipe.training_keys import MAY_CHANGE_ON_RESUME
+from hf_tfopt.report import write_report
+from hf_tfopt.run.checkpoints import checkpoint_to_resume
+from hf_tfopt.run.facts import environment_facts, labelled_facts, model_facts
+from hf_tfopt.run.folder import Run, check_unchanged, claim, write_run, write_text
+from hf_tfopt.run.progress import ProgressBar
+from hf_tfopt.run.tables import duration, fact_rows
+
+
+class Prepared(NamedTuple):
+    """All that a run needs, checked: what follows takes long and asks nothing more."""
+
+    recipe: DistillationRecipe
+    folder: Path
+    texts: Any
+    rows: Any
+    tokenizer: Any
+    teacher: Any
+    is_resumed: bool
+
+
+def prepare(recipe: DistillationRecipe, is_resumed: bool) -> Prepared:
+    """Folder, texts, tokenizer, rows, teacher; every mistake of the user's ends here."""
+    disable_progress_bar()  # of every file that is read or written; that of the training stays
+    datasets.disable_progress_bars()
+    process = PartialState(cpu=recipe.device == "cpu")
+    folder = Path(recipe.output_dir)
+    tfo.optimizer(**run_optimizer(recipe))
+    run_schedule(recipe)
+    if process.is_main_process:
+        claim(folder, is_resumed)
+        check_unchanged(folder, dataclasses.asdict(recipe), MAY_CHANGE_ON_RESUME)
+    with process.main_process_first():
+        texts, names = classifier_texts(recipe)
+        tokenizer = teacher_tokenizer(recipe)
+        rows = {part: classifier_rows(recipe, texts[part], tokenizer) for part in texts}
+    set_seed(recipe.seed)
+    teacher = classifier_teacher(recipe, names)
+    chosen_layers(recipe, teacher)  # what they cannot be, before hours pass
+    total = recipe.total_steps(len(rows["train"]), process.num_processes)
+    training_arguments(recipe, total, process.device)
+    if process.is_main_process:
+        write_text(folder / "recipe.yaml", recipe.to_yaml())
+    return Prepared(recipe, folder, texts, rows, tokenizer, teacher, is_resumed)
+
+
+def trainer_of(prepared: Prepared, model: Any, folder: Path, **parts: Any) -> Any:
+    """The host's Trainer for rows of any length, our parts in its slots."""
+    recipe, process = parts.pop("recipe", prepared.recipe), PartialState()
+    steps = recipe.total_steps(len(prepared.rows["train"]), process.num_processes)
+    arguments = training_arguments(recipe, steps, process.device)
+    arguments.output_dir, arguments.prediction_loss_only = str(folder), False
+    arguments.train_sampling_strategy = "group_by_length"
+    trainer = tfo.TfoptTrainer(
+        model,
+        arguments,
+        data_collator=DataCollatorWithPadding(prepared.tokenizer),
+        train_dataset=prepared.rows["train"],
+        eval_dataset=prepared.rows["eval"],
+        processing_class=prepared.tokenizer,
+        compute_metrics=accuracy,
+        optimizer_cls_and_kwargs=tfo.optimizer(**run_optimizer(recipe)),
+        schedule=run_schedule(recipe),
+        **parts,
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(ProgressBar())
+    return trainer
+
+
+def trained_teacher(prepared: Prepared) -> Any:
+    """The teacher; where the recipe says so, trained on the rows first and kept in its folder."""
+    recipe, folder = prepared.recipe, prepared.folder / "teacher"
+    if recipe.teacher_epochs is None:
+        return prepared.teacher
+    if folder.exists():  # the run was stopped after it
+        return type(prepared.teacher).from_pretrained(folder)
+    PartialState().print(f"Teacher    trained for {recipe.teacher_epochs:g} epochs")
+    own = dataclasses.replace(
+        recipe,
+        max_steps=None,
+        num_train_epochs=recipe.teacher_epochs,
+        learning_rate=recipe.teacher_learning_rate,
+    )
+    unfinished = prepared.folder / "teacher.unfinished"
+    objective = tfo.Classification()
+    trainer = trainer_of(prepared, prepared.teacher, unfinished, recipe=own, objective=objective)
+    trainer.args.save_strategy = SaveStrategy.NO
+    trainer.train()
+    trainer.save_model(str(unfinished))
+    if PartialState().is_main_process:
+        (unfinished / "training_args.bin").unlink()
+        unfinished.rename(folder)
+    return prepared.teacher
+
+
+def train(prepared: Prepared) -> tuple[Any, Any, dict[str, float]]:
+    """Teacher, student and their numbers on the test rows; the student is saved."""
+    recipe, folder = prepared.recipe, prepared.folder
+    teacher = trained_teacher(prepared)
+    set_seed(recipe.seed)
+    student = tfo.student_from(teacher, chosen_layers(recipe, teacher))
+    trainer = trainer_of(prepared, student, folder, objective=objective_of(recipe, teacher))
+    total = trainer.args.max_steps
+    checkpoint = (
+        checkpoint_to_resume(folder, total, PartialState().print) if prepared.is_resumed else None
+    )
+    output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.save_model(str(folder))
+    tested = trainer.evaluate(prepared.rows["test"])
+    judged = trainer_of(prepared, teacher, folder, objective=tfo.Classification())
+    of_teacher = judged.evaluate(prepared.rows["test"])["eval_accuracy"]
+    batches = test_batches(prepared, trainer.args.device)
+    metrics = {
+        "eval_loss": tested["eval_loss"],
+        "accuracy": tested["eval_accuracy"],
+        "teacher_accuracy": of_teacher,
+        "kept_accuracy": tested["eval_accuracy"] / of_teacher,
+        "times_as_fast": times_as_fast(student, teacher, batches),
+        "train_seconds": output.metrics["train_runtime"],
+        "steps": trainer.state.global_step,
+        "parameters": student.num_parameters(),
+        "teacher_parameters": teacher.num_parameters(),
+    }
+    return trainer, student, metrics
+
+
+def objective_of(recipe: DistillationRecipe, teacher: Any) -> Any:
+    """What the student learns from: teacher and labels, or labels alone."""
+    if recipe.alpha == 0:
+        return tfo.Classification()
+    return tfo.Distillation(
+        teacher, temperature=recipe.temperature, alpha=recipe.alpha, divergence=recipe.divergence
+    )
+
+
+def test_batches(prepared: Prepared, device: torch.device) -> list[Any]:
+    """A few batches of the test rows, as one would ask about them."""
+    collator, rows = DataCollatorWithPadding(prepared.tokenizer), prepared.rows["test"]
+    rows = rows.remove_columns("labels").select(range(min(len(rows), 128)))
+    size = min(32, len(rows))
+    starts = range(0, len(rows) - size + 1, size)
+    return [collator([rows[i] for i in range(s, s + size)]).to(device) for s in starts]
+
+
+def tell(prepared: Prepared, trainer: Any, student: Any, metrics: dict[str, float]) -> None:
+    """Leave metrics, card, report and curves."""
+    folder = prepared.folder
+    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, with this machine's paths
+    record = Run(
+        name=folder.resolve().name,
+        task="text-classification",
+        metrics=metrics,
+        recipe=dataclasses.asdict(prepared.recipe),
+        history=trainer.state.log_history,
+        data={
+            part: labelled_facts(prepared.texts[part], prepared.rows[part])
+            for part in ("train", "eval")
+        },
+        model=model_facts(student),
+        environment=environment_facts(trainer.args.device, trainer.args.world_size),
+    )
+    write_run(folder, record)
+    write_card(folder)
+    write_report([folder])
+
+
+def run(prepared: Prepared) -> dict[str, float]:
+    """Say what is about to run, run it, and say what came of it; returns the final numbers."""
+    say = PartialState().print
+    counted = {part: f"{len(rows):,}" for part, rows in prepared.rows.items()}
+    say(f"Rows       {counted['train']} to train on, {counted['eval']} held out")
+    facts = ", ".join(f"{name} {value}" for name, value in fact_rows(model_facts(prepared.teacher)))
+    say(f"Teacher    {facts}")
+    say(f"Student    layers {chosen_layers(prepared.recipe, prepared.teacher)} of it")
+    trainer, student, metrics = train(prepared)
+    if PartialState().is_main_process:
+        tell(prepared, trainer, student, metrics)
+    say(
+        f"Accuracy {metrics['accuracy']:.4f}, {metrics['kept_accuracy']:.1%} of the teacher's "
+        f"{metrics['teacher_accuracy']:.4f}; {metrics['times_as_fast']:.2f} times as fast; "
+        f"{duration(metrics['train_seconds'])} of training\n"
+        f"Everything is in {prepared.folder}: the model, report.html, README.md ..."
+    )
+    return metrics
+
+
+def main(arguments: Sequence[str]) -> dict[str, float]:
+    """`[RECIPE] [--key value ...] [--resume]` -> the numbers of metrics.json.
+
+    Raises:
+        ValueError: for everything that cannot be, before training begins.
+    """
+    return run(prepare(*distillation_from_command_line(arguments)))
+
+
+if COMMAND:
+    try:
+        prepared = prepare(*COMMAND)
+    except (ValueError, OSError, ImportError) as error:  # the user's: one line tells it better
+        sys.exit(f"error: {error}")
+    run(prepared)
