@@ -23,6 +23,7 @@ from hf_tfopt.losses.head import (
 )
 from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum, Terms
 from hf_tfopt.objectives.base import Objective
+from hf_tfopt.objectives.cached_rows import CachedTeacher, without_cache
 from hf_tfopt.objectives.classification import Classification
 from hf_tfopt.objectives.feature_terms import Features
 from hf_tfopt.objectives.features import Feature
@@ -50,7 +51,8 @@ class Distillation(Objective):
     Cost of a step: one forward pass of the teacher more.
 
     Args:
-        teacher: a model of the student's kind; or the folder or hub name of one.
+        teacher: a model of the student's kind; the folder or hub name of one; or what
+            `cache_teacher` wrote of one.
         temperature: T > 0; above 1 the teacher's less likely answers count for more.
         alpha: α in [0, 1], the teacher's share. With 0 the student is trained as without a teacher,
             and `distillation` only told.
@@ -74,7 +76,7 @@ class Distillation(Objective):
 
     def __init__(
         self,
-        teacher: nn.Module | str | Path,
+        teacher: nn.Module | CachedTeacher | str | Path,
         *,
         temperature: float = 2.0,
         alpha: float = 0.5,
@@ -92,13 +94,15 @@ class Distillation(Objective):
                 f"objective is {type(objective).__name__}; a teacher's classes are compared for "
                 "LanguageModeling() and Classification()"
             )
+        if isinstance(teacher, CachedTeacher) and features:
+            raise ValueError("features need the teacher itself: its cached answers have none")
         self.form = DivergenceForm(divergence, temperature, beta)
         self.alpha = alpha
         self.features = Features(features)
         self.objective: LanguageModeling | Classification | None = objective
         self._given = teacher
         self._tokenizers = (tokenizer, teacher_tokenizer)
-        self._teacher: Teacher | None = None
+        self._teacher: Teacher | CachedTeacher | None = None
         self._hard_terms: tuple[str, ...] = ()
 
     @property
@@ -110,12 +114,17 @@ class Distillation(Objective):
     def prepare(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
         """Find the task's loss, then the teacher, and compare it with the student."""
         student: Any = model
+        batch = without_cache(batch)
         if self.objective is None:
             embedding = getattr(student, "get_output_embeddings", lambda: None)()
             self.objective = Classification() if embedding is None else LanguageModeling()
         task = self.objective
         task.prepare(model, batch)
         self.targets, self._hard_terms = task.targets, tuple(task.counts(batch))
+        if isinstance(self._given, CachedTeacher):
+            self._given.check(student, self.form, isinstance(task, LanguageModeling))
+            self._teacher = self._given
+            return
         teacher = ready_teacher(self._given, model)
         check_vocabulary(student, teacher, *self._tokenizers)
         self.features.prepare(student, teacher, batch)
@@ -126,6 +135,7 @@ class Distillation(Objective):
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The task's count, and the number of its labels for the divergence."""
+        batch = without_cache(batch)
         counts = self._task().counts(batch)
         soft = {"distillation": self._num_labels(batch)}
         return {**counts, **soft, **self.features.counts(batch)}
@@ -134,14 +144,14 @@ class Distillation(Objective):
         self, model: nn.Module, module: nn.Module, batch: Mapping[str, Any], with_outputs: bool
     ) -> tuple[Terms, Any]:
         """`cross_entropy` (or what the task's loss is called), `distillation` and the features."""
-        task = self._task()
+        task, given, batch = self._task(), batch, without_cache(batch)
         if not model.training:
             return task.terms(model, module, batch, with_outputs)
         assert self._teacher is not None
         index = self._answers(task, batch)
         wanted = self.features.wanted
         with self.features.watch(self._teacher.model, is_teacher=True) as of_teacher:
-            said, of_teacher.outputs = self._teacher.look(batch, index, **wanted)
+            said, of_teacher.outputs = self._teacher.look(given, index, **wanted)
         asked = {**batch, **wanted}
         with self.features.watch(module, is_teacher=False) as shown:
             if isinstance(task, LanguageModeling):
