@@ -82,7 +82,14 @@ class Mixture(Dataset[dict[str, Any]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """The rows of these numbers in this epoch, as a DataLoader asks for those of a batch."""
-        return [dict(self._row(index)) for index in indices]
+        places = [self._place(index) for index in indices]
+        rows: list[dict[str, Any]] = [{} for _ in places]
+        for name in {name for name, _ in places}:
+            own = [order for order, (task, _) in enumerate(places) if task == name]
+            fetched = _fetch(self.datasets[name], [places[order][1] for order in own])
+            for order, row in zip(own, fetched, strict=True):
+                rows[order] = {**row, "task": name}
+        return rows
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))
@@ -91,15 +98,14 @@ class Mixture(Dataset[dict[str, Any]]):
         """Give the rows of this epoch from now on, also in workers that are running already."""
         self._clock.set_epoch(epoch)
 
-    def _row(self, index: int) -> dict[str, Any]:
+    def _place(self, index: int) -> tuple[str, int]:
+        """The task of a row of this epoch, and its number in the task's dataset."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         index %= len(self)
         task = int(self._ends.searchsorted(index, "right"))
-        name, dataset = list(self.datasets.items())[task]
-        of_task = self._rows_of_epoch()[task]
-        row = dataset[int(of_task[index - self._ends[task]])]  # counted from the end
-        return {**row, "task": name}
+        own = self._rows_of_epoch()[task][index - self._ends[task]]  # counted from the end
+        return list(self.datasets)[task], int(own)
 
     def _rows_of_epoch(self) -> list[Integers]:
         epoch = self._clock.epoch
@@ -110,6 +116,12 @@ class Mixture(Dataset[dict[str, Any]]):
             ]
             self._drawn = epoch, drawn
         return self._drawn[1]
+
+
+def _fetch(dataset: Any, numbers: list[int]) -> Sequence[Mapping[str, Any]]:
+    if hasattr(dataset, "__getitems__"):  # as those of `datasets`, all at once
+        return dataset.__getitems__(numbers)
+    return [dataset[number] for number in numbers]
 
 
 def shares(sizes: Sequence[int], temperature: float, cap: int | None = None) -> list[float]:

@@ -10,9 +10,15 @@ from torch.distributed.tensor import DTensor
 
 from hf_tfopt.losses.multitask import gradnorm_weights, pcgrad_coefficients, pcgrad_orders
 from hf_tfopt.losses.reduction import LossSum, Terms
-from hf_tfopt.objectives.multitask import Multitask, logged, logged_only, with_weighted
+from hf_tfopt.objectives.multitask import (
+    Multitask,
+    UncertaintyWeighting,
+    logged,
+    logged_only,
+    with_weighted,
+)
 from hf_tfopt.optimizers.places import named_places
-from hf_tfopt.surgery.multitask import MultitaskOutput
+from hf_tfopt.surgery.multitask import MultitaskModel, MultitaskOutput
 
 Mean = Callable[[Tensor], Tensor]
 
@@ -177,6 +183,12 @@ class PCGrad(Multitask):
         device = next(iter(batch.values())).device
         zero = torch.zeros((), device=device, requires_grad=True)
         return {name: LossSum(zero * 1, zero.detach()) for name in self.tasks}
+
+
+def objective_for(model: MultitaskModel) -> Multitask:
+    """The objective that trains a model with what it holds to weigh its tasks."""
+    kinds = {"uncertainty": UncertaintyWeighting, "gradnorm": GradNorm}
+    return kinds.get(model.config.balance or "", Multitask)()
 
 
 def refuse_shards(objective: Multitask, *models: Any) -> None:

@@ -83,15 +83,20 @@ class Multitask(Objective):
     def terms(
         self, model: nn.Module, module: nn.Module, batch: Mapping[str, Any], with_outputs: bool
     ) -> tuple[Terms, Any]:
-        """One term for each task, by its name.
+        """One term for each task, by its name; in evaluation `<task>_accuracy` too, for classes.
 
         The outputs are the logits of each task for all rows, NaN for those of other tasks.
         """
         outputs = self.outputs(model, batch)
         plain = self.plain_terms(module, batch, outputs)
-        if not model.training:
-            return plain, {"logits": self._for_all_rows(module, batch, outputs)}
-        return self.weighed(module, plain, outputs), None
+        if model.training:
+            return self.weighed(module, plain, outputs), None
+        terms = {**plain, **self._accuracies(module, batch, outputs)}
+        return terms, {"logits": self._for_all_rows(module, batch, outputs)}
+
+    def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
+        """The loss is the sum of the tasks' alone; their accuracies are terms too."""
+        return {"loss": sum(means[name] for name in self.tasks)}
 
     def weighed(self, module: Any, plain: Terms, outputs: MultitaskOutput) -> Terms:
         """The terms to train on; here the trainer multiplies by the weights."""
@@ -106,15 +111,35 @@ class Multitask(Objective):
         self, module: Any, batch: Mapping[str, Any], outputs: MultitaskOutput
     ) -> dict[str, LossSum]:
         """Each task's own loss of its own rows."""
-        assert outputs.logits is not None
-        rows = self._rows(module, batch, outputs)
+        labelled = self._labelled(module, batch, outputs)
+        return {
+            name: LOSSES[self.tasks[name]["problem"]](logits, labels)
+            for name, (logits, labels) in labelled.items()
+        }
+
+    def _accuracies(
+        self, module: Any, batch: Mapping[str, Any], outputs: MultitaskOutput
+    ) -> dict[str, LossSum]:
+        """The right answers among a task's rows or tokens, and how many had one to give."""
         terms: dict[str, LossSum] = {}
-        for name, logits in outputs.logits.items():
-            length = _length(batch)
-            targets = [batch.get(target) for target in self.targets]
-            labels = module.labels_of(name, rows[name], length, *targets)
-            terms[name] = LOSSES[self.tasks[name]["problem"]](logits, labels)
+        for name, (logits, labels) in self._labelled(module, batch, outputs).items():
+            if self.tasks[name]["problem"] in CLASS_PROBLEMS:
+                right = logits.argmax(dim=-1) == labels  # never so where the label is -100
+                count = (labels != IGNORE_INDEX).sum()
+                terms[f"{name}_accuracy"] = LossSum(right.sum(), count)
         return terms
+
+    def _labelled(
+        self, module: Any, batch: Mapping[str, Any], outputs: MultitaskOutput
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each task's logits and labels, of its own rows."""
+        assert outputs.logits is not None
+        rows, length = self._rows(module, batch, outputs), _length(batch)
+        columns = [batch.get(target) for target in self.targets]
+        return {
+            name: (logits, module.labels_of(name, rows[name], length, *columns))
+            for name, logits in outputs.logits.items()
+        }
 
     def _rows(
         self, module: Any, batch: Mapping[str, Any], outputs: MultitaskOutput
@@ -163,7 +188,14 @@ class UncertaintyWeighting(Multitask):
     the learning rate of a fine-tuning: `tfo.optimizer(..., multipliers={"log_variances": 100})`.
 
     Logs each task's plain loss by its name, what is trained as `<task>_weighted`, and the factor
-    of the loss as `<task>_weight`. Evaluation is plain.
+    of the loss as `<task>_weight`. Evaluation is plain. An adapter of peft that is saved alone
+    does not have the s_i.
+
+    Args:
+        weights: by task, what the above is multiplied by; 1 where not given.
+
+    Raises:
+        ValueError: as of `Multitask`.
 
     Paper: Kendall, Gal and Cipolla 2018, "Multi-Task Learning Using Uncertainty to Weigh Losses for
     Scene Geometry and Semantics" (https://arxiv.org/abs/1705.07115), equations 7 and 10. Differs:
@@ -172,13 +204,11 @@ class UncertaintyWeighting(Multitask):
 
     balance = "uncertainty"
 
-    def __init__(self) -> None:
-        super().__init__()
-
     @property
     def weights(self) -> Mapping[str, float]:
-        """0 for what is only logged."""
-        return logged_only(self.tasks)
+        """Those given, and 0 for what is only logged."""
+        given = {f"{name}_weighted": weight for name, weight in self.fixed_weights.items()}
+        return {**logged_only(self.tasks), **given}
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Those of the plain terms, also for the weighted ones."""

@@ -137,7 +137,35 @@ def test_uncertainty_trains_its_parameters_and_evaluates_plainly() -> None:
     ]
     assert made.log_variances.grad.tolist() == pytest.approx(slopes, rel=1e-4)
     plain, _ = objective.terms(made.eval(), made, batch, False)
-    assert list(plain) == NAMES
+    assert list(plain) == [*NAMES, "topic_accuracy", "words_accuracy"]
+
+
+def test_a_learnt_weight_can_be_multiplied() -> None:
+    made, batch = model().train(), rows(16, 3)
+    totals = []
+    for weights in (None, {"topic": 3.0}):
+        objective = bound(UncertaintyWeighting(weights), made)
+        terms, _ = objective.terms(made, made, batch, False)
+        totals.append(combine(terms, objective.counts(batch), objective.weights).detach())
+    own = terms["topic_weighted"].sum.detach() / terms["topic"].count
+    torch.testing.assert_close(totals[1] - totals[0], 2 * own, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("balance", "kind"),
+    [(None, Multitask), ("uncertainty", UncertaintyWeighting), ("gradnorm", GradNorm)],
+)
+def test_without_an_objective_a_model_is_trained_as_it_was(
+    balance: Any, kind: type[Multitask], tmp_path: Path
+) -> None:
+    made = model()
+    made.hold_balance(balance)
+    trainer = tfo.TfoptTrainer(
+        made, arguments(tmp_path, max_steps=2), train_dataset=Columns(rows(8, 0))
+    )
+    trainer.train()
+    assert type(trainer.training_objective) is kind
+    assert set(NAMES) <= trainer.state.log_history[0].keys()
 
 
 def test_uncertainties_are_not_decayed_and_can_have_their_own_rate() -> None:
@@ -170,6 +198,10 @@ def test_a_run_logs_every_task_and_evaluates_each_row_once(tmp_path: Path) -> No
     for name, loss in expected.items():
         assert scores[f"eval_{name}"] == pytest.approx(float(loss), rel=1e-5)
     assert scores["eval_loss"] == pytest.approx(float(sum(expected.values())), rel=1e-5)
+    logits = made(**{k: v for k, v in held_out.items() if "label" not in k}).logits["words"]
+    labels = held_out["labels"][held_out["task"] == NAMES.index("words")]
+    right = (logits.argmax(-1) == labels)[labels != -100].float()
+    assert scores["eval_words_accuracy"] == pytest.approx(float(right.mean()))
 
 
 def test_metrics_see_the_logits_of_each_task_beside_its_labels(tmp_path: Path) -> None:

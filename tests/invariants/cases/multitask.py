@@ -29,11 +29,13 @@ def model(seed: int = 0) -> MultitaskModel:
 
 
 def rows(num_rows: int, seed: int) -> dict[str, torch.Tensor]:
-    """Rows of all tasks, unequally many, in no order; some words without a label."""
+    """Rows of every task, unequally many, in no order; some words without a label."""
     generator = torch.Generator().manual_seed(seed)
     names = sorted(TASKS)
     share = torch.tensor([1.0, 1.0, 3.0, 2.0])
     task = torch.multinomial(share, num_rows, replacement=True, generator=generator)
+    task[: len(names)] = torch.arange(len(names))[:num_rows]
+    task = task[torch.randperm(num_rows, generator=generator)]
     ids = torch.randint(5, VOCABULARY, (num_rows, WIDTH), generator=generator)
     labels = torch.full((num_rows, WIDTH), -100)
     values = torch.full((num_rows, 4), math.nan)
