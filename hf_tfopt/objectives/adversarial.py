@@ -83,7 +83,8 @@ class PGD(_Adversarial):
     overflows, is not moved.
 
     Cost: steps + 1 forward and backward passes, instead of one of each; steps - 1 of the backward
-    passes form no gradients of parameters. No more than one graph is in memory.
+    passes form no gradients of parameters. No more than one graph is in memory. With more than one
+    step not with reentrant checkpoints of activations.
 
     Args:
         objective: what to train.

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # Logits of the same rows in one batch differ by rounding alone: fp32 sums in another order.
 ROUNDING = 1e-5
+# So many batches must agree: the dropout of a fresh adapter, which adds 0, shows after a step.
+NUM_LOOKS = 5
 
 
 class Consistency(Wrapping):
@@ -76,7 +78,7 @@ class RDrop(Consistency):
     def __init__(self, objective: Objective, alpha: float = 1.0):
         check_positive(alpha=alpha)
         super().__init__(objective, weight=alpha)
-        self._has_looked = False
+        self._num_looks = 0
 
     def terms(
         self, model: nn.Module, module: nn.Module, batch: Mapping[str, Any], with_outputs: bool
@@ -99,12 +101,14 @@ class RDrop(Consistency):
         }, None
 
     def _look(self, first: Tensor, second: Tensor) -> None:
-        """Once, whether the two differ at all."""
-        if self._has_looked or not first.numel():
+        """At the first batches: whether the two differ at all."""
+        if self._num_looks >= NUM_LOOKS or not first.numel():
             return
-        self._has_looked = True
+        self._num_looks += 1
         apart = (first - second).detach().abs().max()
-        if bool(apart <= ROUNDING * first.detach().abs().max()):
+        if bool(apart > ROUNDING * first.detach().abs().max()):
+            self._num_looks = NUM_LOOKS
+        elif self._num_looks == NUM_LOOKS:
             logger.warning(
                 "R-Drop has no effect: both passes give the same. The model has no dropout (look "
                 "at the dropout settings of its config); its training costs twice as much"

@@ -133,10 +133,10 @@ class VirtualAdversarial(_PerturbedConsistency):
     language models only labelled tokens are compared. For numbers the divergence is the squared
     distance.
 
-    Cost: steps + 3 forward and steps + 2 backward passes, instead of one of each; `steps` of the
-    backward passes form no gradients of parameters, and the last pass has twice the rows. Of a
-    language model the logits [labelled tokens, vocabulary] of both halves are kept. Not with
-    reentrant checkpoints of activations.
+    Cost: steps + 3 forward and steps + 2 backward passes, instead of one of each: the last counts
+    as two, with twice the rows and the memory; `steps` of the backward passes form no gradients of
+    parameters. Of a language model the logits [labelled tokens, vocabulary] of both halves are
+    kept. Not with reentrant checkpoints of activations.
 
     Args:
         objective: what to train: `LanguageModeling` or `Classification`.

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import ViTConfig, ViTForImageClassification
 
 from hf_tfopt.objectives.classification import Classification
-from hf_tfopt.objectives.consistency import RDrop
+from hf_tfopt.objectives.consistency import NUM_LOOKS, RDrop
 from hf_tfopt.objectives.language_modeling import LanguageModeling
 from hf_tfopt.objectives.model_loss import ModelLoss
 from tests.models import tiny
@@ -69,6 +70,36 @@ def test_labels_that_are_numbers(problem: str) -> None:
     assert set(means) == {objective.objective.counts(batch).copy().popitem()[0], "consistency"}
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])
+def test_from_full_logits_it_is_the_same(name: str) -> None:
+    model, batch = with_dropout(SETTINGS[name].model()).train(), tokens()
+    found = []
+    for at_head in (True, False):
+        objective = RDrop(LanguageModeling(at_head=at_head), alpha=3.0)
+        objective.prepare(model, batch)
+        torch.manual_seed(0)
+        trained(objective, model, batch)
+        found.append(gradients(model))
+    assert_same(*found)
+
+
+def test_pictures_have_dropout_too() -> None:
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=8,
+        patch_size=4,
+        hidden_dropout_prob=0.1,
+        num_labels=3,
+    )
+    batch = {"pixel_values": torch.randn(4, 3, 8, 8), "labels": torch.arange(4) % 3}
+    means = trained(RDrop(Classification()), ViTForImageClassification(config).train(), batch)
+    assert means["consistency"] > 1e-5
+
+
 def test_examples_without_labels_are_compared_too() -> None:
     model, batch = with_dropout(classifier()).train(), classes()
     batch["labels"][0] = -100
@@ -96,6 +127,9 @@ def test_a_model_without_dropout_is_told_once(caplog: pytest.LogCaptureFixture) 
     assert "R-Drop" not in caplog.text
     objective, model = RDrop(LanguageModeling()), tiny("bert").train()
     with caplog.at_level(logging.WARNING):
+        for _ in range(NUM_LOOKS - 1):
+            trained(objective, model, batch)
+        assert not caplog.text
         trained(objective, model, batch)
         trained(objective, model, batch)
     assert caplog.text.count("R-Drop has no effect: both passes give the same") == 1

@@ -10,8 +10,10 @@ from hf_tfopt.objectives.adversarial import FGM, PGD, FreeLB
 from hf_tfopt.objectives.classification import Classification
 from hf_tfopt.objectives.consistency import RDrop
 from hf_tfopt.objectives.language_modeling import LanguageModeling
+from hf_tfopt.objectives.multitask import UncertaintyWeighting
+from hf_tfopt.objectives.pretraining import Pretraining
 from hf_tfopt.objectives.virtual_adversarial import SMART, VirtualAdversarial
-from tests.invariants.cases import Case
+from tests.invariants.cases import Case, multitask, pretraining
 from tests.invariants.cases.classification import NUM_CLASSES, bert, several, single
 from tests.invariants.cases.language_modeling import rows
 from tests.models import tiny
@@ -38,7 +40,14 @@ def with_two_masks(model: Any) -> Any:
 CASES = {
     "fgm": Case(lambda: tiny("bert"), rows, lambda: FGM(LanguageModeling(), weight=0.5)),
     "pgd": Case(lambda: tiny("t5"), rows, lambda: PGD(LanguageModeling(), steps=2)),
+    "fgm, tasks": Case(multitask.model, multitask.rows, lambda: FGM(UncertaintyWeighting())),
     "freelb": Case(lambda: tiny("gpt2"), rows, lambda: FreeLB(LanguageModeling(), steps=3)),
+    # two terms with counts of their own, whose shares in a direction are those of the whole batch
+    "pgd, words and pairs": Case(
+        lambda: pretraining.made("bert"),
+        pretraining.some_unlabelled,
+        lambda: PGD(Pretraining(), steps=2),
+    ),
     "fgm, classes": Case(classifier, single, lambda: FGM(Classification())),
     "r-drop": Case(
         lambda: with_two_masks(tiny("gpt2")), rows, lambda: RDrop(LanguageModeling(), alpha=2.0)
