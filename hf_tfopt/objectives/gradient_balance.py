@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from hf_tfopt.losses.multitask import gradnorm_weights, pcgrad_coefficients, pcgrad_orders
@@ -20,6 +21,7 @@ from hf_tfopt.objectives.multitask import (
 from hf_tfopt.optimizers.places import named_places
 from hf_tfopt.surgery.multitask import MultitaskModel, MultitaskOutput
 
+Batch = Mapping[str, Any]
 Mean = Callable[[Tensor], Tensor]
 
 
@@ -64,13 +66,17 @@ class GradNorm(Multitask):
         """0 for what is only logged."""
         return logged_only(self.tasks)
 
-    def counts(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Those of the plain terms, also for the weighted ones."""
         return with_weighted(super().counts(batch))
 
+    def passes(self, model: nn.Module, module: nn.Module, batch: Batch) -> Iterator[Terms]:
+        """One, of a model that is whole."""
+        refuse_shards(self, model, module)
+        yield from super().passes(model, module, batch)
+
     def weighed(self, module: Any, plain: Terms, outputs: MultitaskOutput) -> Terms:
         """Plain, weighted, and the weights; the gradients of the shared layer are set aside."""
-        refuse_shards(self, module)
         layer = last_layer(module)
         pieces = torch.stack([_with_gradient(term, layer) for term in plain.values()])
         self._totals = pieces if self._totals is None else self._totals + pieces
@@ -131,7 +137,7 @@ class PCGrad(Multitask):
         super().bind(module)
         self.num_passes = len(self.tasks)
 
-    def passes(self, model: nn.Module, module: Any, batch: Mapping[str, Any]) -> Iterator[Terms]:
+    def passes(self, model: nn.Module, module: Any, batch: Batch) -> Iterator[Terms]:
         """One task's rows after the other; the gradient that each leaves is set aside."""
         refuse_shards(self, model, module)
         # processes are averaged when all is there, not by DDP
@@ -178,7 +184,7 @@ class PCGrad(Multitask):
         for parameter in encoder:
             parameter.grad = None
 
-    def _nothing(self, batch: Mapping[str, Any]) -> dict[str, LossSum]:
+    def _nothing(self, batch: Batch) -> dict[str, LossSum]:
         """The terms of no rows, which can be differentiated too."""
         device = next(iter(batch.values())).device
         zero = torch.zeros((), device=device, requires_grad=True)
@@ -195,7 +201,7 @@ def refuse_shards(objective: Multitask, *models: Any) -> None:
     """Raise ValueError where a process does not hold whole gradients: FSDP, DeepSpeed."""
     for model in models:
         is_engine = hasattr(model, "zero_optimization_stage")
-        is_wrapped = type(model).__name__ == "FullyShardedDataParallel"
+        is_wrapped = isinstance(model, FullyShardedDataParallel | FSDPModule)
         if is_engine or is_wrapped or any(map(_is_shard, model.parameters())):
             raise ValueError(
                 f"{type(objective).__name__} needs whole gradients, and {type(model).__name__} is "

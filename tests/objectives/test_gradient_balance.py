@@ -1,5 +1,9 @@
 """GradNorm and PCGrad on a real model: the weights and the gradients of the papers' algorithms."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,16 +20,19 @@ from tests.models import NO_DROPOUT, SIZES
 from tests.references import multitask as reference
 
 NAMES = sorted(TASKS)
+ROOT = Path(__file__).parents[2]
 
 
-def take_step(objective: Multitask, made: MultitaskModel, batches: list[dict[str, Any]]) -> None:
+def take_step(
+    objective: Multitask, made: MultitaskModel, batches: list[dict[str, Any]], scale: float = 1.0
+) -> None:
     """What the trainer does with the micro-batches of one step, in one process."""
     pieces = [objective.counts(batch) for batch in batches]
     counts = {name: torch.stack([piece[name] for piece in pieces]).sum() for name in pieces[0]}
     for batch in batches:
         passes = objective.passes(made, made, batch)
         for _ in range(objective.num_passes):
-            combine(next(passes), counts, objective.weights).backward()
+            (combine(next(passes), counts, objective.weights) * scale).backward()
     objective.gradients_ready(made, lambda tensor: tensor)
 
 
@@ -145,6 +152,21 @@ def test_pcgrad_gives_the_projected_gradients(size: int) -> None:
             torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [GradNorm, PCGrad])
+def test_the_scale_of_mixed_precision_is_in_the_gradients_alone(kind: type[Multitask]) -> None:
+    """A GradScaler multiplies the loss; it divides the gradients again when it clips them."""
+    models = []
+    for scale in (1.0, 1024.0):
+        made = model().train()
+        objective = kind()
+        objective.bind(made)
+        take_step(objective, made, cut(rows(16, 3), 5), scale)
+        models.append(made)
+    for plain, scaled in zip(*(made.parameters() for made in models), strict=True):
+        assert torch.equal(plain.grad * 1024, scaled.grad)
+    assert torch.equal(*(getattr(made, "task_weights", torch.ones(1)) for made in models))
+
+
 def test_pcgrad_runs_each_row_once_and_keeps_no_gradients() -> None:
     made = model().train()
     objective = PCGrad()
@@ -178,3 +200,18 @@ def test_shards_are_refused(kind: type[Multitask]) -> None:
     made.encoder.pooler.dense.weight.ds_id = 3  # as DeepSpeed's ZeRO-3 marks its shares
     with pytest.raises(ValueError, match=f"{kind.__name__} needs whole gradients"):
         next(objective.passes(made, made, rows(8, 0)))
+
+
+@pytest.mark.invariant
+def test_a_sharded_model_has_its_own_gradients_or_is_refused() -> None:
+    """Fixed weights and uncertainties on FSDP2, two processes; the others say what they need."""
+    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command, str(Path(__file__).with_name("sharded_tasks.py"))],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "equal" in done.stdout, done.stderr[-3000:]
