@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from hf_tfopt.objectives.adversarial import FGM, FreeLB
 from hf_tfopt.objectives.consistency import RDrop
 from hf_tfopt.objectives.language_modeling import LanguageModeling
 from hf_tfopt.objectives.paired_outputs import twice
-from hf_tfopt.objectives.virtual_adversarial import SMART
+from hf_tfopt.objectives.virtual_adversarial import SMART, VirtualAdversarial
 from hf_tfopt.surgery.attention import unpadded_attention
 from tests.models import tiny
 from tests.objectives.adversarial_models import assert_same, gradients, tokens, trained
@@ -38,7 +39,7 @@ def test_what_has_no_rows_is_refused() -> None:
         twice({"input_ids": ids, "attention_mask": object()})
 
 
-@pytest.mark.parametrize("kind", [RDrop, SMART])
+@pytest.mark.parametrize("kind", [FGM, FreeLB, RDrop, VirtualAdversarial, SMART])
 def test_examples_end_to_end_are_the_padded_ones(kind: type) -> None:
     """The same sentences with and without padding: the same terms and gradients."""
     batch = tokens()
