@@ -46,8 +46,8 @@ class Panel(NamedTuple):
 PANELS = (
     Panel("Loss: training (line), held out (dots)", "loss", "eval_loss"),
     Panel("Perplexity on held-out text", "", "eval_perplexity", is_log=True),
-    Panel("Loss of pairs: is it the next?", "next_sentence", "eval_next_sentence"),
-    Panel("Loss of pairs: are they swapped?", "sentence_order", "eval_sentence_order"),
+    Panel("Loss of pairs of texts", "next_sentence", "eval_next_sentence"),
+    Panel("Loss of pairs of texts", "sentence_order", "eval_sentence_order"),
     Panel("Learning rate", "learning_rate"),
     Panel("Gradient norm before clipping", "grad_norm", is_log=True),
 )

@@ -107,7 +107,8 @@ def sentence_pairs(
     options = (task, max_length, short_probability, seed, duplicates, text_column, splitter)
     origin = Hasher.hash(("sentence_pairs", source._fingerprint, template, *options))
     rows = [pair_rows(sentences.ids, part, template, LABEL) for part in _parts(pairs, max_length)]
-    return datasets.Dataset(InMemoryTable(pa.Table.from_batches(rows)), fingerprint=origin)
+    table = InMemoryTable(pa.Table.from_batches(rows))
+    return datasets.Dataset(table, split=dataset.split, fingerprint=origin)
 
 
 def _check_options(

@@ -77,13 +77,12 @@ def one_pair(batch: Mapping[str, Any], number: int, label: str) -> dict[str, Any
     """The batch of this pair alone."""
     shape, ends = batch["input_ids"].shape, batch.get("cu_seq_lens_q")
     alone = {label: batch[label][number : number + 1]}
+    columns = {k: v for k, v in batch.items() if isinstance(v, Tensor) and v.shape == shape}
     if ends is None:
-        columns = {k: v for k, v in batch.items() if isinstance(v, Tensor) and v.shape == shape}
         return {name: column[number : number + 1] for name, column in columns.items()} | alone
     start, end = int(ends[number]), int(ends[number + 1])
     bounds, size = ends.new_tensor([0, end - start]), end - start
     lengths = {"max_length_q": size, "max_length_k": size}
-    columns = {k: v for k, v in batch.items() if isinstance(v, Tensor) and v.shape == shape}
     return {
         **{name: column[:, start:end] for name, column in columns.items()},
         **{"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, **lengths},

@@ -29,9 +29,9 @@ _DATA_ROWS = {
 # What an evaluation tells beside the loss where pairs of texts are learned too.
 TERMS = {
     "eval_cross_entropy": "Held-out loss of masked tokens",
-    "eval_next_sentence": "Held-out loss of pairs: is next?",
+    "eval_next_sentence": "Held-out loss of pairs of texts",
     "eval_next_sentence_accuracy": "Held-out pairs told rightly",
-    "eval_sentence_order": "Held-out loss of pairs: swapped?",
+    "eval_sentence_order": "Held-out loss of pairs of texts",
     "eval_sentence_order_accuracy": "Held-out pairs told rightly",
 }
 
