@@ -30,6 +30,7 @@ from hf_tfopt.objectives.features import Feature
 from hf_tfopt.objectives.language_modeling import LanguageModeling, model_inputs
 from hf_tfopt.objectives.teacher import (
     Teacher,
+    check_attention,
     check_vocabulary,
     class_teacher,
     language_teacher,
@@ -127,6 +128,7 @@ class Distillation(Objective):
             return
         teacher = ready_teacher(self._given, model)
         check_vocabulary(student, teacher, *self._tokenizers)
+        check_attention(student, teacher, batch)
         self.features.prepare(student, teacher, batch)
         if isinstance(task, LanguageModeling):
             self._teacher = language_teacher(task, model, teacher, batch)

@@ -190,6 +190,21 @@ def check_vocabulary(
         )
 
 
+def check_attention(student: Any, teacher: Any, batch: Mapping[str, Any]) -> None:
+    """Refuse a teacher that would read examples lying end to end as one text.
+
+    Raises:
+        ValueError: a batch in one row without padding, and another attention than the student's.
+    """
+    ours, theirs = (getattr(m.config, "_attn_implementation", None) for m in (student, teacher))
+    if "cu_seq_lens_q" in batch and ours != theirs:
+        raise ValueError(
+            f"the batch has examples end to end, as the student's attention {ours!r} takes them; "
+            f"the teacher's {theirs!r} would read them as one text: give the teacher the same "
+            "(tfo.unpadded_attention(teacher), or attn_implementation= when it is loaded)"
+        )
+
+
 def found_tokenizer(model: Any) -> Any:
     """The tokenizer in the folder that the model was loaded from, if there is one."""
     folder = Path(getattr(model, "name_or_path", "") or "no folder")

@@ -343,6 +343,30 @@ def word_tokenizer(vocabulary: dict[str, int]) -> Any:
     )
 
 
+def end_to_end(num_rows: int = 4) -> dict[str, Any]:
+    """The rows of `batch_for` in one, as the "unpadded" attention takes them."""
+    batch = batch_for(None, num_rows)
+    width = batch["input_ids"].shape[1]
+    ends = torch.arange(num_rows + 1, dtype=torch.int32) * width
+    flat = {name: batch[name].reshape(1, -1) for name in ("input_ids", "labels")}
+    lengths = {"max_length_q": width, "max_length_k": width}
+    places = torch.arange(width).repeat(num_rows).unsqueeze(0)
+    return {**flat, **lengths, "position_ids": places, "cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
+
+
+def test_examples_end_to_end_are_read_apart_by_both() -> None:
+    model, wise = bert(BertForMaskedLM).train(), teacher(BertForMaskedLM)
+    padded_loss = loss_of(
+        prepared(Distillation(wise), model, batch_for(None)), model, batch_for(None)
+    )
+    tfo.unpadded_attention(model)
+    with pytest.raises(ValueError, match="would read them as one text"):
+        Distillation(wise).prepare(model, end_to_end())
+    tfo.unpadded_attention(wise)
+    joined = loss_of(prepared(Distillation(wise), model, end_to_end()), model, end_to_end())
+    torch.testing.assert_close(joined, padded_loss, rtol=TOLERANCE, atol=0)
+
+
 def test_a_class_weight_counts_for_the_labels_alone() -> None:
     kind = BertForSequenceClassification
     model, wise, batch = bert(kind, **LABELS).train(), teacher(kind, **LABELS), sequences(6, 0)
