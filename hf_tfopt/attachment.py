@@ -16,8 +16,8 @@ from hf_tfopt.losses.reduction import IGNORE_INDEX
 from hf_tfopt.objectives.base import Objective
 from hf_tfopt.schedules.for_trainer import ScheduleSpec
 from hf_tfopt.slots import (
-    adopt_callbacks,
-    adopt_collator,
+    adopt_data,
+    adopt_evaluation_weights,
     checked_schedule,
     own_scheduler,
     refuse_what_deepspeed_drops,
@@ -75,7 +75,7 @@ def attach(
     refuse_what_deepspeed_drops(trainer, has_schedule=schedule is not None)
     if schedule is not None:
         _attach_schedule(trainer, checked_schedule(trainer, schedule))
-    adopt_collator(trainer)
+    adopt_data(trainer)
     if trainer.compute_loss_func is None and not has_objective:
         _adapt_collator(trainer)
         trainer.compute_loss_func = loss or loss_func("cross_entropy")
@@ -88,7 +88,7 @@ def attach(
             continue
         handler.callbacks.insert(0, callback)
         callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
-    adopt_callbacks(trainer)
+    adopt_evaluation_weights(trainer)
     return trainer
 
 

@@ -49,8 +49,10 @@ def own_scheduler(
     return trainer.lr_scheduler
 
 
-def adopt_collator(trainer: Any) -> None:
-    """Make a collator that is a callback too (it follows the epochs) one of the trainer's own."""
+def adopt_data(trainer: Any) -> None:
+    """Let the epochs be heard: by the training dataset, and by a collator that is a callback."""
+    if not any(isinstance(c, DatasetEpochs) for c in trainer.callback_handler.callbacks):
+        trainer.callback_handler.callbacks.insert(0, DatasetEpochs())
     collator = trainer.data_collator
     if not isinstance(collator, TrainerCallback):
         return
@@ -59,11 +61,10 @@ def adopt_collator(trainer: Any) -> None:
         collator.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
 
 
-def adopt_callbacks(trainer: Any) -> None:
-    """Add what each run needs, behind the host's callback that asks for checkpoints."""
-    for kind in (EvaluationWeights, DatasetEpochs):
-        if not any(isinstance(c, kind) for c in trainer.callback_handler.callbacks):
-            trainer.add_callback(kind())
+def adopt_evaluation_weights(trainer: Any) -> None:
+    """Add `EvaluationWeights`, behind the host's callback that asks for checkpoints."""
+    if not any(isinstance(c, EvaluationWeights) for c in trainer.callback_handler.callbacks):
+        trainer.add_callback(EvaluationWeights())
 
 
 @contextmanager

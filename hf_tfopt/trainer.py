@@ -18,8 +18,8 @@ from hf_tfopt.objectives.base import Objective
 from hf_tfopt.optimizers.clipping import clip_grad_norm, is_on_one_cpu
 from hf_tfopt.schedules.for_trainer import ScheduleSpec
 from hf_tfopt.slots import (
-    adopt_callbacks,
-    adopt_collator,
+    adopt_data,
+    adopt_evaluation_weights,
     checked_schedule,
     filled_optimizer,
     own_scheduler,
@@ -61,8 +61,8 @@ class TfoptMixin(Trainer):
         refuse_what_deepspeed_drops(self, has_schedule=schedule is not None)
         has_own_way = self.compute_loss_func is not None or self.label_smoother is not None
         self.adopt_objective(None if objective == "auto" and has_own_way else objective)
-        adopt_collator(self)
-        adopt_callbacks(self)
+        adopt_data(self)
+        adopt_evaluation_weights(self)
 
     def adopt_objective(self, objective: Objective | str | None) -> None:
         """Train this objective from now on; "auto" chooses one with the first batch.
