@@ -126,6 +126,8 @@ class PCGrad(Multitask):
     (https://arxiv.org/abs/2001.06782), algorithm 1; no difference.
     """
 
+    num_passes = 2  # one for each task, of whom bind() knows the number
+
     def __init__(self, seed: int = 0, weights: Mapping[str, float] | None = None):
         super().__init__(weights)
         self.seed = seed

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
@@ -102,7 +103,7 @@ class MultitaskModel(PreTrainedModel):
             return cls(MultitaskConfig(source, tasks))
         given: Any = AutoModel.from_pretrained(source) if isinstance(source, str) else source
         trained = given.base_model
-        model: Any = cls(MultitaskConfig(AutoConfig.for_model(**trained.config.to_dict()), tasks))
+        model: Any = cls(MultitaskConfig(deepcopy(trained.config), tasks))
         missing, _ = model.encoder.load_state_dict(trained.state_dict(), strict=False)
         unknown = [name for name in missing if not name.startswith("pooler.")]
         if unknown:

@@ -82,8 +82,8 @@ class MultitaskConfig(PretrainedConfig):
         config = deepcopy(self.encoder)
         config.id2label = dict(task["id2label"])
         config.label2id = {label: number for number, label in config.id2label.items()}
-        if task["problem"] != "token_classification":
-            config.problem_type = task["problem"]
+        for_tokens = task["problem"] == "token_classification"
+        config.problem_type = None if for_tokens else task["problem"]
         return config
 
 

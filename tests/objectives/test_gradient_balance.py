@@ -12,6 +12,7 @@ from transformers import BertConfig
 
 from hf_tfopt.losses.multitask import pcgrad_orders
 from hf_tfopt.losses.reduction import combine
+from hf_tfopt.objectives.adversarial import FGM
 from hf_tfopt.objectives.gradient_balance import GradNorm, PCGrad, last_layer
 from hf_tfopt.objectives.multitask import Multitask
 from hf_tfopt.surgery.multitask import MultitaskModel
@@ -177,6 +178,11 @@ def test_pcgrad_runs_each_row_once_and_keeps_no_gradients() -> None:
     take_step(objective, made, cut(batch, 5))
     assert sum(num_rows) == 16
     assert objective._gradients == {} and objective._open is None
+
+
+def test_pcgrad_cannot_be_wrapped() -> None:
+    with pytest.raises(ValueError, match="FGM cannot wrap PCGrad"):
+        FGM(PCGrad())
 
 
 def test_pcgrad_of_parts_that_are_frozen() -> None:

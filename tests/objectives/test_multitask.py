@@ -13,6 +13,7 @@ import hf_tfopt as tfo
 from hf_tfopt.data.mixing import mix
 from hf_tfopt.data.multitask_collator import MultitaskCollator
 from hf_tfopt.losses.reduction import combine
+from hf_tfopt.objectives.adversarial import FGM
 from hf_tfopt.objectives.base import Objective
 from hf_tfopt.objectives.gradient_balance import GradNorm, PCGrad
 from hf_tfopt.objectives.multitask import Multitask, UncertaintyWeighting
@@ -279,6 +280,28 @@ def test_a_run_that_stops_goes_on_bit_for_bit(
     resumed = trained("resumed", None, str(tmp_path / "never" / "checkpoint-6")).state_dict()
     assert never.keys() == resumed.keys()
     assert [key for key in never if not torch.equal(never[key], resumed[key])] == []
+
+
+@pytest.mark.parametrize("objective", [UncertaintyWeighting, PCGrad, lambda: FGM(Multitask())])
+def test_adapters_are_trained_and_a_wrapped_objective_too(
+    objective: Callable[[], Objective], tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["query", "value"], modules_to_save=["classifier"])
+    adapted = peft.get_peft_model(model(), config)
+    before = {name: p.clone() for name, p in adapted.named_parameters()}
+    trainer = tfo.TfoptTrainer(
+        adapted,
+        arguments(tmp_path, max_steps=2),
+        objective=objective(),
+        train_dataset=Columns(rows(24, 0)),
+    )
+    trainer.train()
+    after = dict(adapted.named_parameters())
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("lora_B" in name for name in changed)
+    assert any("classifier.modules_to_save" in name for name in changed)
+    assert all("lora" in name or "modules_to_save" in name for name in changed)
 
 
 def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path: Path) -> None:

@@ -220,6 +220,24 @@ def test_it_starts_from_a_trained_encoder(tmp_path: Path, caplog: pytest.LogCapt
     assert bool(model.encoder.embeddings.word_embeddings.weight.any())  # copied, not taken
 
 
+def test_the_head_of_a_source_is_forgotten(tmp_path: Path) -> None:
+    config = BertConfig(**SIZES, num_labels=7, problem_type="regression")
+    source = BertForSequenceClassification(config)
+    model = MultitaskModel.from_encoder(source, TASKS)
+    assert {name: model.export(name).config.num_labels for name in NAMES} == {
+        "score": 1,
+        "tags": 4,
+        "topic": 3,
+        "words": 5,
+    }
+    assert model.export("words").config.problem_type is None
+    assert source.config.problem_type == "regression" and source.config.num_labels == 7
+    model.save_pretrained(tmp_path)
+    again = MultitaskModel.from_encoder(str(tmp_path), {"new": TASKS["topic"]})
+    weight = model.encoder.embeddings.word_embeddings.weight
+    assert torch.equal(again.encoder.embeddings.word_embeddings.weight, weight)
+
+
 def test_without_a_head_of_sequences_there_is_no_pooler_to_leave_untrained() -> None:
     model = MultitaskModel.from_encoder(BertModel(CONFIGS["bert"]()), {"words": TASKS["words"]})
     assert model.encoder.pooler is None
