@@ -111,9 +111,9 @@ class PCGrad(Multitask):
 
     For the encoder's parameters; each head has its own task's gradient alone. The gradients are
     those of the whole accumulated, distributed batch, and the order in which the others are looked
-    at is a function of (seed, step). Each micro-batch is cut by task, so that a step costs about
-    as much as any, and one gradient of the encoder for each task, in fp32, is held in memory.
-    Evaluation is plain.
+    at is a function of (seed, step). Each micro-batch is cut by task, so that every
+    row goes forward and back once; one gradient of the encoder for each task, in fp32, is held in
+    memory. Evaluation is plain.
 
     Args:
         seed: of the orders.

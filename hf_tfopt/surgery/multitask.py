@@ -42,8 +42,9 @@ class MultitaskModel(PreTrainedModel):
     The rows of a batch may belong to different tasks: the encoder runs once on all of them, and
     each head on its own. The logits of a row equal those of the host's model with that encoder and
     head (`BertForSequenceClassification`, ...), which `export(task)` gives: a plain model that
-    opens without hf_tfopt. `save_pretrained`, `from_pretrained` and `push_to_hub` are the host's;
-    to open what they saved, hf_tfopt has to be imported (`AutoModel` then knows it too).
+    opens without hf_tfopt. `save_pretrained`, `from_pretrained` and `push_to_hub` are the host's,
+    of the encoder and all heads as one; what they saved opens with hf_tfopt alone (with `AutoModel`
+    too, once this class has been imported).
 
     A head without rows still takes part in the graph, so that DDP needs no search for unused
     parameters.
