@@ -107,9 +107,9 @@ class PGD(_Adversarial):
     def __init__(
         self,
         objective: Objective,
-        epsilon: float = 1.0,
+        epsilon: float = 0.1,
         steps: int = 3,
-        step_size: float = 0.3,
+        step_size: float = 0.03,
         weight: float = 1.0,
     ):
         super().__init__(objective, epsilon, steps, step_size)
@@ -170,7 +170,7 @@ class FGM(PGD):
     are not normalised first.
     """
 
-    def __init__(self, objective: Objective, epsilon: float = 1.0, weight: float = 1.0):
+    def __init__(self, objective: Objective, epsilon: float = 0.1, weight: float = 1.0):
         super().__init__(objective, epsilon, steps=1, step_size=epsilon, weight=weight)
 
 
@@ -203,9 +203,9 @@ class FreeLB(_Adversarial):
     def __init__(
         self,
         objective: Objective,
-        epsilon: float = 0.3,
+        epsilon: float = 0.1,
         steps: int = 3,
-        step_size: float = 0.1,
+        step_size: float = 0.03,
         seed: int = 0,
     ):
         super().__init__(objective, epsilon, steps, step_size)
