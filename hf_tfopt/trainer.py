@@ -1,6 +1,5 @@
 """The few overrides of the host's Trainer that have no constructor slot."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, cast
@@ -11,7 +10,13 @@ from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import unwrap_peft_model
 
-from hf_tfopt.losses.reduction import TermTotals, combine, has_target, unlabelled
+from hf_tfopt.losses.reduction import (
+    TermTotals,
+    combine,
+    has_target,
+    present,
+    unlabelled,
+)
 from hf_tfopt.objectives import OBJECTIVES
 from hf_tfopt.objectives.automatic import automatic
 from hf_tfopt.objectives.base import Objective
@@ -26,8 +31,6 @@ from hf_tfopt.slots import (
     refuse_unfit_launch,
     refuse_what_deepspeed_drops,
 )
-
-logger = logging.getLogger(__name__)
 
 
 class TfoptMixin(Trainer):
@@ -203,7 +206,7 @@ class TfoptMixin(Trainer):
         """The host's; with several terms the mean of each since the last entry, by its name."""
         if "loss" in logs:
             means = self._trained.means(self._sum_over_processes)
-            logs = {**logs, **(means if len(means) > 1 else {})}
+            logs = {**logs, **(present(means) if len(means) > 1 else {})}
         super().log(logs, start_time)
 
     # Private in the host (5.23, trainer.py:2773 and 2781), which has no slot for them.
@@ -282,11 +285,7 @@ class TfoptMixin(Trainer):
         )
         means = self._evaluated.means(self._sum_over_processes)
         if means and self.training_objective is not None:
-            exact = {
-                "loss": sum(means.values()),
-                **(means if len(means) > 1 else {}),
-                **self.training_objective.metrics(means),
-            }
+            exact = self.training_objective.evaluated(means)
             named = {f"{metric_key_prefix}_{name}": value for name, value in exact.items()}
             output = output._replace(metrics={**(output.metrics or {}), **named})
         return output

@@ -5,6 +5,7 @@ from hf_tfopt.registry import Lazy, Registry
 COLLATORS = Registry(
     "collator",
     {
+        "multitask": Lazy("hf_tfopt.data.multitask_collator:MultitaskCollator"),
         "masked_lm": Lazy("hf_tfopt.data.collators:MaskedLMCollator"),
     },
 )

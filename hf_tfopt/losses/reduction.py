@@ -79,12 +79,28 @@ class TermTotals:
             self._totals[name] = add([*known, piece])
 
     def means(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Each term's mean; `total` sums a tensor over all processes. Empties the totals."""
+        """Each term's mean; NaN where nothing was counted. Empties the totals.
+
+        Args:
+            total: sums a tensor over all processes.
+        """
         names, self._totals, totals = list(self._totals), {}, self._totals
         if not names:
             return {}
         sums = total(torch.stack([part for name in names for part in totals[name]])).view(-1, 2)
-        return {name: float(divide(*pair)) for name, pair in zip(names, sums, strict=True)}
+        means = torch.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1], math.nan)
+        return dict(zip(names, means.tolist(), strict=True))
+
+
+def present(means: Mapping[str, float]) -> dict[str, float]:
+    """The means of terms of which anything was counted: those that are not NaN."""
+    return {name: mean for name, mean in means.items() if not math.isnan(mean)}
+
+
+def summed(means: Mapping[str, float]) -> float:
+    """The sum of the means that are there; NaN if none is."""
+    known = present(means)
+    return sum(known.values()) if known else math.nan
 
 
 def has_target(labels: Any) -> bool:
@@ -117,4 +133,4 @@ def unlabelled(
 
 def perplexity(nll: float) -> float:
     """`exp(nll)` for a mean negative log-likelihood in nats; infinite where a float overflows."""
-    return math.exp(nll) if nll < math.log(float("1e308")) else math.inf
+    return math.inf if nll >= math.log(float("1e308")) else math.exp(nll)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_tfopt.losses.reduction import Terms
+from hf_tfopt.losses.reduction import Terms, present, summed
 
 
 class Objective:
@@ -75,6 +75,15 @@ class Objective:
             module: the model without wrappers.
             mean: the mean of a tensor over all processes.
         """
+
+    def evaluated(self, means: Mapping[str, float]) -> dict[str, float]:
+        """What an evaluation reports: the loss, each term if there are several, the metrics.
+
+        Args:
+            means: each term's over the whole evaluation set; NaN where nothing was counted.
+        """
+        several = present(means) if len(means) > 1 else {}
+        return {"loss": summed(means), **several, **self.metrics(means)}
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         """Evaluation metrics made of the terms' means over the whole evaluation set."""

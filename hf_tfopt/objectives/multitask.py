@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hf_tfopt.losses.cross_entropy import cross_entropy
 from hf_tfopt.losses.elementwise import binary_cross_entropy, squared_error
 from hf_tfopt.losses.multitask import uncertainty_weighted
-from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum, Terms
+from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum, Terms, summed
 from hf_tfopt.objectives.base import Objective
 from hf_tfopt.registry import check_name
 from hf_tfopt.surgery.multitask import MultitaskModel, MultitaskOutput
@@ -96,7 +96,7 @@ class Multitask(Objective):
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         """The loss is the sum of the tasks' alone; their accuracies are terms too."""
-        return {"loss": sum(means[name] for name in self.tasks)}
+        return {"loss": summed({name: means[name] for name in self.tasks})}
 
     def weighed(self, module: Any, plain: Terms, outputs: MultitaskOutput) -> Terms:
         """The terms to train on; here the trainer multiplies by the weights."""
