@@ -5,6 +5,7 @@
 
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -68,7 +69,7 @@ def run(name: str, batch_size: int, accumulation: int, how: str = "tfopt") -> di
     weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     logged = {key for entry in steps for key in entry} - {"epoch", "step", "learning_rate"}
     return {
-        **{key: [entry[key] for entry in steps] for key in sorted(logged)},
+        **{key: [entry.get(key, math.nan) for entry in steps] for key in sorted(logged)},
         "weights": weights.double().square().sum().sqrt().item(),
         "projection": (weights.double() @ _direction(weights.numel())).item(),
         **{key: scores[key] for key in scores if _is_exact(key)},
