@@ -18,7 +18,6 @@ from hf_tfopt.losses.reduction import (
     unlabelled,
 )
 from hf_tfopt.objectives import OBJECTIVES
-from hf_tfopt.objectives.automatic import automatic
 from hf_tfopt.objectives.base import Objective
 from hf_tfopt.optimizers.clipping import clip_grad_norm, is_on_one_cpu
 from hf_tfopt.schedules.for_trainer import ScheduleSpec
@@ -27,8 +26,8 @@ from hf_tfopt.slots import (
     adopt_evaluation_weights,
     checked_schedule,
     filled_optimizer,
+    fitted_objective,
     own_scheduler,
-    refuse_unfit_launch,
     refuse_what_deepspeed_drops,
 )
 
@@ -109,11 +108,7 @@ class TfoptMixin(Trainer):
             return
         self._is_prepared = True
         inputs, module = self._prepare_inputs(dict(batch)), self._module()
-        refuse_unfit_launch(self, self.training_objective)
-        if self.training_objective is not None:
-            self.training_objective.prepare(module, inputs)
-        else:
-            self.training_objective = automatic(module, inputs)
+        self.training_objective = fitted_objective(self, self.training_objective, module, inputs)
         if self.training_objective is not None:
             self.loss_is_scaled_for_ga = True  # read by the host's training_step
 

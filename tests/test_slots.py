@@ -9,9 +9,9 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import HPSearchBackend
 
 import hf_tfopt as tfo
-from hf_tfopt.slots import refuse_what_deepspeed_drops
+from hf_tfopt.slots import fitted_objective, refuse_what_deepspeed_drops
 from tests.invariants.splits import Rows
-from tests.models import tiny
+from tests.models import batch_for, tiny
 from tests.test_trainer import arguments
 
 
@@ -185,3 +185,15 @@ def test_a_search_over_the_schedule_is_refused_beside_the_hosts_optimizer(tmp_pa
     trainer._hp_search_setup({"lr_scheduler_type": "linear"})
     with pytest.raises(ValueError, match="the search over lr_scheduler_type"):
         trainer.create_optimizer()
+
+
+def test_several_gpus_in_one_process_leave_the_loss_to_the_host_aloud(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trainer: Any = SimpleNamespace(args=SimpleNamespace(n_gpu=2), is_deepspeed_enabled=False)
+    model = tiny("bert")
+    with caplog.at_level("WARNING"):
+        assert fitted_objective(trainer, None, model, batch_for(model)) is None
+    assert "start one process for each with torchrun" in caplog.text
+    with pytest.raises(ValueError, match="2 GPUs in one process"):
+        fitted_objective(trainer, tfo.LanguageModeling(), model, batch_for(model))

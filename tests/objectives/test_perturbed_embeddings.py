@@ -13,7 +13,7 @@ from hf_tfopt.objectives.language_modeling import model_inputs
 from hf_tfopt.objectives.model_loss import ModelLoss
 from hf_tfopt.objectives.perturbed_embeddings import Perturbation, ascent, input_embedding, zeros
 from hf_tfopt.objectives.virtual_adversarial import SMART
-from hf_tfopt.slots import refuse_unfit_launch
+from hf_tfopt.slots import fitted_objective
 from tests.models import TINY, batch_for, tiny
 from tests.objectives.adversarial_models import classes, classifier, num_hooks
 from tests.references.adversarial import embeddings
@@ -150,6 +150,9 @@ def test_a_model_that_goes_around_its_embedding_is_refused() -> None:
 
 def test_deepspeed_is_refused_before_the_first_step() -> None:
     trainer = SimpleNamespace(args=SimpleNamespace(n_gpu=1), is_deepspeed_enabled=True)
+    model = tiny("bert")
+    batch = batch_for(model)
     with pytest.raises(ValueError, match="FGM takes 2 backward passes"):
-        refuse_unfit_launch(trainer, FGM(ModelLoss()))
-    refuse_unfit_launch(trainer, ModelLoss())
+        fitted_objective(trainer, FGM(ModelLoss()), model, batch)
+    single = ModelLoss()
+    assert fitted_objective(trainer, single, model, batch) is single
