@@ -33,9 +33,10 @@ class Classification(Objective):
 
     Args:
         label_smoothing: ε in [0, 1), the ε / C form (ε / 2 for several labels at once); this and
-            the next two while training only: evaluation is plain.
+            the next three while training only: evaluation is plain.
         class_weights: one for each class; the count is then the sum of the labels' weights.
         focal_gamma: γ of the factor (1 - p)^γ, at least 0; not with label_smoothing.
+        z_loss: factor of `logsumexp(logits)²`, at least 0; of single labels.
         problem: a name of `PROBLEMS`; None: the model's `config.problem_type`, or as the host
             decides: one output is regression, whole numbers are classes, fractions several labels.
 
@@ -52,9 +53,10 @@ class Classification(Objective):
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | None = None,
         focal_gamma: float = 0.0,
+        z_loss: float = 0.0,
         problem: str | None = None,
     ):
-        self.form = CrossEntropyForm(label_smoothing, focal_gamma=focal_gamma)
+        self.form = CrossEntropyForm(label_smoothing, z_loss, focal_gamma)
         self.class_weights = None if class_weights is None else _checked_weights(class_weights)
         self.problem = None if problem is None else check_name("problem", problem, PROBLEMS)
         self.num_labels = 0
@@ -127,11 +129,16 @@ class Classification(Objective):
                 "each class (torch.float)"
             )
         weights = self.class_weights
+        if self.problem == "multi_label_classification" and self.form.z_loss:
+            raise ValueError(
+                f"z_loss is {self.form.z_loss}, but several labels at once have no softmax whose "
+                "normaliser it would keep small; leave it out"
+            )
         if self.problem == "regression" and (
             weights is not None or self.form != CrossEntropyForm()
         ):
             raise ValueError(
-                "label_smoothing, class_weights and focal_gamma are for classes; this is a "
+                "label_smoothing, class_weights, focal_gamma and z_loss are for classes; this is a "
                 "regression (say problem='single_label_classification' if it is not)"
             )
         if weights is not None and len(weights) != self.num_labels:

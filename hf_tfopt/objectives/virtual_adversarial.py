@@ -157,7 +157,7 @@ class VirtualAdversarial(_PerturbedConsistency):
     def __init__(
         self,
         objective: Objective,
-        epsilon: float = 1.0,
+        epsilon: float = 0.1,
         steps: int = 1,
         xi: float = 0.1,
         weight: float = 1.0,

@@ -103,6 +103,8 @@ def test_bad_options_and_labels_are_refused() -> None:
     one = bert(BertForSequenceClassification, num_labels=1)
     with pytest.raises(ValueError, match="are for classes; this is a regression"):
         prepared(one, numbers(4, 0), label_smoothing=0.1)
+    with pytest.raises(ValueError, match="several labels at once have no softmax"):
+        prepared(bert(BertForSequenceClassification, num_labels=3), several(4, 0), z_loss=0.1)
     with pytest.raises(ValueError, match=r"fractions, 0.0 or 1.0 for each class"):
         prepared(model, batch, problem="multi_label_classification")
     nan = numbers(4, 0)
