@@ -46,12 +46,14 @@ class Panel(NamedTuple):
 PANELS = (
     Panel("Loss: training (line), held out (dots)", "loss", "eval_loss"),
     Panel("Perplexity on held-out text", "", "eval_perplexity", is_log=True),
+    Panel("Accuracy on held-out text", "", "eval_accuracy"),
+    Panel("Divergence from the teacher", "distillation"),
     Panel("Loss of pairs of texts", "next_sentence", "eval_next_sentence"),
     Panel("Loss of pairs of texts", "sentence_order", "eval_sentence_order"),
     Panel("Learning rate", "learning_rate"),
     Panel("Gradient norm before clipping", "grad_norm", is_log=True),
 )
-_NOISY = ("loss", "next_sentence", "sentence_order", "grad_norm")
+_NOISY = ("loss", "next_sentence", "sentence_order", "distillation", "grad_norm")
 
 
 def series(history: History, name: str) -> tuple[np.ndarray, np.ndarray]:

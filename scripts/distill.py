@@ -154,15 +154,16 @@ def train(prepared: Prepared) -> tuple[Any, Any, dict[str, float]]:
     )
     output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(str(folder))
-    tested = trainer.evaluate(prepared.rows["test"])
+    evaluated = trainer.evaluate()
+    tested = trainer.evaluate(prepared.rows["test"], metric_key_prefix="test")
     judged = trainer_of(prepared, teacher, folder, objective=tfo.Classification())
     of_teacher = judged.evaluate(prepared.rows["test"])["eval_accuracy"]
     batches = test_batches(prepared, trainer.args.device)
     metrics = {
-        "eval_loss": tested["eval_loss"],
-        "accuracy": tested["eval_accuracy"],
+        "eval_loss": evaluated["eval_loss"],
+        "accuracy": tested["test_accuracy"],
         "teacher_accuracy": of_teacher,
-        "kept_accuracy": tested["eval_accuracy"] / of_teacher,
+        "kept_accuracy": tested["test_accuracy"] / of_teacher,
         "times_as_fast": times_as_fast(student, teacher, batches),
         "train_seconds": output.metrics["train_runtime"],
         "steps": trainer.state.global_step,
