@@ -79,7 +79,7 @@ def sentence_pairs(
 
     Raises:
         ValueError: an option out of range, a tokenizer that joins two texts with nothing between,
-            for "nsp" fewer than two documents with text, or none with two sentences.
+            no documents at all, for "nsp" fewer than two with text, or none with two sentences.
 
     Paper: Devlin et al. 2019, BERT (https://arxiv.org/abs/1810.04805), section 3.1 and appendix
     A.2; Lan et al. 2020, ALBERT (https://arxiv.org/abs/1909.11942), section 3.1. Differs from the
@@ -126,6 +126,11 @@ def _check_options(
 
 
 def _as_dataset(documents: Any, text_column: str) -> datasets.Dataset:
+    if isinstance(documents, list | tuple | datasets.Dataset) and not len(documents):
+        raise ValueError(
+            f"documents is an empty {type(documents).__name__}; give at least one text or list of "
+            "sentences (two for task='nsp')"
+        )
     if isinstance(documents, list | tuple):
         if len({isinstance(document, str) for document in documents if document is not None}) > 1:
             raise ValueError(

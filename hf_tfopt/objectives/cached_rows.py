@@ -118,7 +118,17 @@ def without_cache(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def row_keys(batch: Mapping[str, Any]) -> Tensor:
-    """A number for each row [B] that changes with its tokens and labels, not with its padding."""
+    """A number for each row [B] that changes with its tokens and labels, not with its padding.
+
+    Raises:
+        ValueError: a batch without token ids or labels, such as one of images.
+    """
+    missing = [name for name in ("input_ids", "labels") if name not in batch]
+    if missing:
+        raise ValueError(
+            f"the batch has no {' and no '.join(missing)}, only {', '.join(batch)}; answers are "
+            "cached of texts as tokens, with labels: distil other models with the teacher itself"
+        )
     size = batch["input_ids"].shape[0]
     ids = batch["input_ids"].reshape(size, -1).long()
     mask = batch.get("attention_mask")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hf_tfopt.losses.reduction import LossSum, Terms
 from hf_tfopt.objectives.base import Objective
+from hf_tfopt.objectives.language_modeling import LanguageModeling
 from hf_tfopt.objectives.paired_outputs import (
     comparable,
     compare,
@@ -40,6 +41,19 @@ class Consistency(Wrapping):
         super().__init__(objective)
         self.compared = comparable(objective, type(self).__name__)
         self.weight = weight
+        self._has_told = False
+
+    def prepare(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
+        """Prepare the wrapped objective; tell once that its saving of logits is given up."""
+        super().prepare(model, batch)
+        plan = self.compared.plan if isinstance(self.compared, LanguageModeling) else None
+        if plan is not None and plan.head is not None and not self._has_told:
+            self._has_told = True
+            logger.info(
+                "%s compares logits: in training those of the labelled tokens, [tokens, "
+                "vocabulary], are kept, which LanguageModeling by itself never makes all at once",
+                type(self).__name__,
+            )
 
     @property
     def weights(self) -> Mapping[str, float]:

@@ -85,12 +85,17 @@ def tokens_of(batch: Mapping[str, Any]) -> Tensor:
     """Which positions [B, T] of a batch are no padding.
 
     Raises:
-        ValueError: a mask of another shape.
+        ValueError: a mask of another shape, or no tokens, as in a batch of images.
     """
     mask = batch.get("attention_mask")
     if mask is None:
-        ids = batch["input_ids"] if "input_ids" in batch else batch["inputs_embeds"][..., 0]
-        return torch.ones_like(ids, dtype=torch.bool)
+        tokens = batch.get("input_ids", batch.get("inputs_embeds"))
+        if tokens is None:
+            raise ValueError(
+                f"the batch has no input_ids, only {', '.join(batch)}; features are compared token "
+                "by token: leave features=... out for models of anything but text"
+            )
+        return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     if mask.dim() != 2:
         raise ValueError(
             f"attention_mask has shape {tuple(mask.shape)}; features need [examples, tokens]"

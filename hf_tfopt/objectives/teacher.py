@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -34,6 +35,7 @@ _AUTO: list[tuple[Any, Any]] = [
         modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     ),
     (AutoModelForTokenClassification, modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES),
+    (AutoModelForImageClassification, modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
 ]
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 
@@ -171,8 +173,8 @@ def check_vocabulary(
 ) -> None:
     """Refuse a teacher to whom the student's token ids mean something else.
 
-    Sizes are always compared; token by token where a tokenizer of each is given, or lies in the
-    folder that the model was loaded from.
+    Sizes are compared where both have token embeddings (models of images have none); token by token
+    where a tokenizer of each is given, or lies in the folder that the model was loaded from.
 
     Raises:
         ValueError: what differs.
@@ -181,12 +183,38 @@ def check_vocabulary(
     teacher_tokenizer = teacher_tokenizer or found_tokenizer(teacher)
     if tokenizer is not None and teacher_tokenizer is not None:
         _check_same_tokens(tokenizer.get_vocab(), teacher_tokenizer.get_vocab())
-    sizes = [model.get_input_embeddings().num_embeddings for model in (student, teacher)]
-    if sizes[0] != sizes[1]:
+    sizes = [_num_tokens(model) for model in (student, teacher)]
+    if None not in sizes and sizes[0] != sizes[1]:
         raise ValueError(
             f"the student has {sizes[0]} tokens and the teacher {sizes[1]}: their ids cannot mean "
             "the same (if the tokens are the same and one table is only padded, "
             "resize_token_embeddings makes the sizes equal)"
+        )
+
+
+def _num_tokens(model: Any) -> int | None:
+    """The size of the table of token embeddings; None without one."""
+    try:
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:  # as the host's convolutional networks have it
+        return None
+    # Adapters wrap the table, and hand on what it is asked; an image's patches have no number.
+    return getattr(embedding, "num_embeddings", None)
+
+
+def check_head(student: nn.Module, batch: Mapping[str, Any]) -> None:
+    """Refuse question answering, whose answers are places in the text.
+
+    Raises:
+        ValueError: the student's class, or the batch, is for question answering.
+    """
+    kind = type(student).__name__
+    is_known = kind in modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values()
+    if is_known or "start_positions" in batch:
+        raise ValueError(
+            f"{kind} answers questions with the place where an answer begins and ends: its head is "
+            "neither one of words nor one of classes, and cannot be distilled; a student is a "
+            "language model or a classifier"
         )
 
 

@@ -74,7 +74,8 @@ def cache_teacher(
 
     Raises:
         ValueError: an option out of its range, a collator that draws masks or makes different
-            batches of the same rows, a teacher without classes, or a folder with another cache.
+            batches of the same rows, batches without token ids, a teacher without classes, or a
+            folder with another cache.
 
     Paper: none; Anshumann et al. 2025, "Sparse Logit Sampling", https://arxiv.org/abs/2503.16870,
     show that the top k alone teach a biased distribution: here the rest is one more class.
@@ -235,8 +236,12 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _facts(teacher: Any) -> list[str]:
-    sums = [f"{float(tensor.detach().double().sum())!r}" for tensor in teacher.parameters()]
-    return [type(teacher).__name__, *sums]
+    """Its class, and each parameter's bytes: sums would change with the number of threads."""
+    parts = [type(teacher).__name__]
+    for name, parameter in teacher.named_parameters():
+        raw: Any = parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy()
+        parts.append(f"{name} {hashlib.sha256(raw).hexdigest()}")
+    return parts
 
 
 def _digest(parts: Any) -> str:

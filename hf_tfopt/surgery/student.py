@@ -18,7 +18,8 @@ def student_from(teacher: Any, layers: Sequence[int] | Mapping[str, Sequence[int
 
     Layer i of the student is a copy of the teacher's layer `layers[i]`; embeddings, head and all
     else are copies too, tied as they were. The config says the new number of layers, and what it
-    lists layer by layer is picked likewise, so that `from_pretrained` loads the saved student.
+    lists layer by layer is picked likewise, so that `from_pretrained` loads the saved student. The
+    attention implementation is the teacher's.
 
     Args:
         teacher: any `PreTrainedModel` whose layers stand in a list.
@@ -27,7 +28,8 @@ def student_from(teacher: Any, layers: Sequence[int] | Mapping[str, Sequence[int
 
     Raises:
         ValueError: layers that the teacher does not have, not rising, or none; a teacher whose
-            layers share weights, are wrapped by an adapter, or cannot stand where they would.
+            layers share weights, are wrapped by an adapter, cannot stand where they would, or
+            compute something else under another number.
 
     Paper: Sanh et al. 2019, "DistilBERT", https://arxiv.org/abs/1910.01108, section 3 (every other
     layer of BERT; theirs also takes away the token types and the pooler, which here stay).
@@ -39,6 +41,7 @@ def student_from(teacher: Any, layers: Sequence[int] | Mapping[str, Sequence[int
         )
     stacks = layer_stacks(teacher)
     chosen = {part: _checked(numbers, stacks[part]) for part, numbers in _parts(layers, stacks)}
+    _check_numbers(teacher.config, chosen)
     student: Any = type(teacher)(_picked_config(teacher, stacks, chosen))
     _copy_weights(teacher, student, stacks, chosen)
     if getattr(teacher, "generation_config", None) is not None:
@@ -67,6 +70,19 @@ def _checked(numbers: Sequence[int], stack: LayerStack) -> list[int]:
     return chosen
 
 
+def _check_numbers(config: Any, chosen: Mapping[str, list[int]]) -> None:
+    """Refuse new numbers for layers that divide their scores by them (GPT-2, ImageGPT)."""
+    is_scaled = getattr(config, "scale_attn_by_inverse_layer_idx", False)
+    for numbers in chosen.values() if is_scaled else ():
+        if numbers != list(range(len(numbers))):
+            raise ValueError(
+                f"layers={numbers} get the numbers 0 to {len(numbers) - 1}, and with "
+                "config.scale_attn_by_inverse_layer_idx=True a layer's attention is scaled by its "
+                "number, so that the copies would compute something else; allowed are the first "
+                f"layers, such as {list(range(len(numbers)))}"
+            )
+
+
 def _picked_config(
     teacher: Any, stacks: Mapping[str, LayerStack], chosen: Mapping[str, list[int]]
 ) -> Any:
@@ -82,11 +98,22 @@ def _picked_config(
         if part == "encoder" and getattr(teacher.config, "num_hidden_layers", 0) == stack.length:
             config.num_hidden_layers = len(numbers)
     try:
-        return type(config).from_dict(config.to_dict())
+        made = type(config).from_dict(config.to_dict())
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{type(config).__name__} cannot say that there are fewer layers: {error}"
         ) from error
+    _carry_attention(teacher.config, made)
+    return made
+
+
+def _carry_attention(old: Any, new: Any) -> None:
+    """The attention implementation, part by part, which no saved config mentions."""
+    new._attn_implementation = old._attn_implementation
+    for name in old.sub_configs:
+        parts = [getattr(config, name, None) for config in (old, new)]
+        if None not in parts:
+            _carry_attention(*parts)
 
 
 def _copy_weights(

@@ -250,6 +250,12 @@ class TestBadInput:
         self.check(tokenizer, "1 of the documents has text.*another", [["ba be", "bi"], [""], []])
         assert len(sentence_pairs([["ba be", "bi"]], tokenizer, "sop")) == 1
 
+    @pytest.mark.parametrize("task", ["nsp", "sop"])
+    def test_no_documents(self, tokenizer, task):
+        for empty in ([], (), Dataset.from_list([]), Dataset.from_dict({"text": []})):
+            with pytest.raises(ValueError, match=f"an empty {type(empty).__name__}; give at least"):
+                sentence_pairs(empty, tokenizer, task)
+
     def test_no_document_with_text(self, tokenizer):
         self.check(tokenizer, "0 of the documents", ["", "  "])
         self.check(tokenizer, "two sentences", ["", "  "], task="sop")

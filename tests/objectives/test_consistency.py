@@ -11,6 +11,7 @@ from hf_tfopt.objectives.classification import Classification
 from hf_tfopt.objectives.consistency import NUM_LOOKS, RDrop
 from hf_tfopt.objectives.language_modeling import LanguageModeling
 from hf_tfopt.objectives.model_loss import ModelLoss
+from hf_tfopt.objectives.virtual_adversarial import SMART, VirtualAdversarial
 from tests.models import tiny
 from tests.objectives.adversarial_models import (
     SETTINGS,
@@ -133,6 +134,21 @@ def test_a_model_without_dropout_is_told_once(caplog: pytest.LogCaptureFixture) 
         trained(objective, model, batch)
         trained(objective, model, batch)
     assert caplog.text.count("R-Drop has no effect: both passes give the same") == 1
+
+
+@pytest.mark.parametrize("kind", [RDrop, VirtualAdversarial, SMART])
+def test_a_language_models_kept_logits_are_told_once(
+    kind: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    objective = kind(LanguageModeling())
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            objective.prepare(tiny("bert"), tokens())
+        assert caplog.text.count(f"{kind.__name__} compares logits: in training") == 1
+        caplog.clear()
+        kind(LanguageModeling(at_head=False)).prepare(tiny("bert"), tokens())
+        kind(Classification()).prepare(classifier(), classes())
+    assert "compares logits" not in caplog.text
 
 
 def test_bad_options_are_refused() -> None:

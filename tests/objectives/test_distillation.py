@@ -10,10 +10,15 @@ import torch
 from safetensors import safe_open
 from transformers import (
     BertForMaskedLM,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
     PreTrainedModel,
+    ResNetConfig,
+    ResNetForImageClassification,
     TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 import hf_tfopt as tfo
@@ -22,6 +27,7 @@ from hf_tfopt.losses.reduction import combine
 from hf_tfopt.objectives.base import Objective
 from hf_tfopt.objectives.classification import Classification
 from hf_tfopt.objectives.distillation import Distillation
+from hf_tfopt.objectives.features import HiddenStates
 from hf_tfopt.objectives.language_modeling import LanguageModeling
 from tests.invariants.cases import Columns
 from tests.invariants.cases.distillation import (
@@ -179,8 +185,9 @@ def trained(tmp_path: Path, model: PreTrainedModel, objective: Objective, **opti
         "dataloader_pin_memory": False,
         **options,
     }
+    columns = settings.pop("columns", None) or batch_for(model, 12)
     args = TrainingArguments(str(tmp_path), **settings)
-    data = Columns(batch_for(model, 12))
+    data = Columns(columns)
     trainer = tfo.TfoptTrainer(model, args, objective=objective, train_dataset=data)
     trainer.train()
     return trainer
@@ -375,3 +382,57 @@ def test_a_class_weight_counts_for_the_labels_alone() -> None:
     counts = objective.counts(batch)
     assert int(counts["distillation"]) == 6
     assert float(counts["cross_entropy"]) != 6
+
+
+def vit(seed: int, num_layers: int) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    config = ViTConfig(
+        **sizes, num_hidden_layers=num_layers, image_size=8, patch_size=4, num_labels=3
+    )
+    return opinionated(ViTForImageClassification(config))
+
+
+def images(num_rows: int = 4) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    labels = torch.arange(num_rows) % 3
+    return {"pixel_values": torch.randn(num_rows, 3, 8, 8), "labels": labels}
+
+
+def test_image_classifiers_equal_the_naive_form() -> None:
+    model, wise, batch = vit(0, 1).train(), vit(1, 2), images()
+    objective = prepared(Distillation(wise, alpha=0.3, temperature=3.0), model, batch)
+    of_teacher = wise(**batch).logits.detach()
+    naive = naive_distillation(model(**batch).logits, of_teacher, batch["labels"], 0.3, 3.0)
+    assert_equal_training(model, loss_of(objective, model, batch), naive)
+
+
+def test_image_classifiers_train_with_a_teacher_of_another_family(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    sizes: Any = {"embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
+    convolutional = ResNetForImageClassification(ResNetConfig(**sizes, num_labels=3))
+    for number, wise in enumerate((convolutional, vit(1, 2))):
+        options = {"columns": images(12), "save_strategy": "no"}
+        trainer = trained(tmp_path / str(number), vit(0, 1), Distillation(wise), **options)
+        logged = trainer.state.log_history[:3]
+        assert len(logged) == 3 and all(entry["distillation"] > 0 for entry in logged)
+    wise.save_pretrained(tmp_path / "wise")
+    Distillation(tmp_path / "wise").prepare(vit(0, 1), images())
+
+
+def test_image_classifiers_have_no_features_and_other_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match="no input_ids, only pixel_values, labels; features are"):
+        Distillation(vit(1, 2), features=[HiddenStates()]).prepare(vit(0, 1), images())
+    other = vit(1, 2)
+    other.config.id2label = {0: "cat", 1: "dog"}
+    with pytest.raises(ValueError, match="3 classes and the teacher 2"):
+        Distillation(other).prepare(vit(0, 1), images())
+
+
+def test_refuses_question_answering() -> None:
+    model, wise = bert(BertForQuestionAnswering), bert(BertForQuestionAnswering, 1)
+    batch = {name: batch_for(model)[name] for name in ("input_ids", "attention_mask")}
+    places = torch.zeros(len(batch["input_ids"]), dtype=torch.long)
+    for more in ({"start_positions": places, "end_positions": places}, {"labels": places}):
+        with pytest.raises(ValueError, match="neither one of words nor one of classes"):
+            Distillation(wise).prepare(model, {**batch, **more})

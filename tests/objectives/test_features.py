@@ -17,6 +17,7 @@ from hf_tfopt.objectives.distillation import Distillation
 from hf_tfopt.objectives.features import AttentionMaps, CosineStates, HiddenStates, Relations
 from hf_tfopt.objectives.layer_pairs import uniform_map
 from hf_tfopt.objectives.projection import FeatureProjection
+from hf_tfopt.surgery.student import student_from
 from tests.invariants.cases import Columns
 from tests.invariants.cases.distillation import LABELS, bert, in_eager, padded, sequences, teacher
 from tests.models import TINY, tiny
@@ -175,6 +176,14 @@ def test_refuses_other_misuses() -> None:
     objective.prepare(student.train(), batch)
     with pytest.raises(ValueError, match="no divisor of a width of 32"):
         means(objective, student, batch)
+
+
+def test_a_student_made_of_its_teacher_learns_its_maps() -> None:
+    wise = in_eager(teacher(BertForMaskedLM))
+    student, batch = student_from(wise, [0, 2]).train(), padded(4, 0)
+    objective = Distillation(wise, features=[AttentionMaps()])
+    objective.prepare(student, batch)
+    assert means(objective, student, batch)["attention_maps"] > 0
 
 
 def train(folder: Path, student: Any, wise: Any, num_steps: int, resume: bool) -> Any:

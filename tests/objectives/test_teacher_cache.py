@@ -185,6 +185,43 @@ def test_goes_on_where_it_was_cut_short(tmp_path: Path, monkeypatch: pytest.Monk
         cache_teacher(bert(BertForMaskedLM, 5), data, stacked, path, **options)
 
 
+def test_a_cache_goes_on_with_another_number_of_threads(tmp_path: Path) -> None:
+    """The table's sum depends on it: more numbers than torch gives one thread, of all sizes."""
+    data = dataset_of(rows(2, 0))
+    wise = teacher(BertForMaskedLM, vocab_size=20_000)
+    with torch.no_grad():
+        table = wise.get_input_embeddings().weight
+        table.mul_(10 ** torch.linspace(-8, 0, table.numel()).view_as(table))
+    before = torch.get_num_threads()
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            cache_teacher(wise, data, stacked, tmp_path, k=3)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_teacher_is_known_by_every_number(tmp_path: Path) -> None:
+    data, wise = dataset_of(rows(2, 0)), teacher(BertForMaskedLM).to(torch.bfloat16)
+    cache_teacher(wise, data, stacked, tmp_path, k=3)
+    with torch.no_grad():  # two numbers change places: their sum is the same
+        bias = wise.bert.encoder.layer[0].output.dense.bias
+        bias[:2] = torch.tensor([1.0, 2.0])
+    with pytest.raises(ValueError, match="other teacher"):
+        cache_teacher(wise, data, stacked, tmp_path, k=3)
+    cache_teacher(wise, data, stacked, tmp_path / "second", k=3)
+    with torch.no_grad():
+        bias[:2] = torch.tensor([2.0, 1.0])
+    with pytest.raises(ValueError, match="other teacher"):
+        cache_teacher(wise, data, stacked, tmp_path / "second", k=3)
+
+
+def test_images_are_not_cached(tmp_path: Path) -> None:
+    images = dataset_of({"pixel_values": torch.randn(2, 3, 8, 8), "labels": torch.tensor([0, 1])})
+    with pytest.raises(ValueError, match="no input_ids, only pixel_values, labels; answers are"):
+        cache_teacher(tiny("bert"), images, stacked, tmp_path)
+
+
 def test_a_row_without_labels_has_no_answers(tmp_path: Path) -> None:
     columns = rows(3, 0)
     columns["labels"][1] = -100

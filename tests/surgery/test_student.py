@@ -20,6 +20,7 @@ from transformers import (
     DistilBertForMaskedLM,
     ElectraConfig,
     ElectraForMaskedLM,
+    EncoderDecoderConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -33,8 +34,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from hf_tfopt.surgery.attention import unpadded_attention
 from hf_tfopt.surgery.layer_stacks import layer_stacks
-from hf_tfopt.surgery.student import student_from
+from hf_tfopt.surgery.student import _carry_attention, student_from
 from tests.models import SIZES, SPECIAL, batch_for
 
 DEEP = {**SIZES, "num_hidden_layers": 5}
@@ -189,6 +191,57 @@ def test_types_and_generation_settings_are_kept() -> None:
     assert student.dtype == torch.bfloat16 and student.training
     assert student.generation_config.max_new_tokens == 7
     assert student.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_the_attention_implementation_is_kept(name: str) -> None:
+    teacher = made(name)
+    assert student_from(teacher, [0]).config._attn_implementation == (
+        teacher.config._attn_implementation
+    )
+    if teacher.config._attn_implementation == "sdpa":  # the others have only one
+        teacher.set_attn_implementation("eager")
+    student = student_from(teacher, [0, 1])
+    seen = {
+        module.config._attn_implementation
+        for module in student.modules()
+        if isinstance(module, PreTrainedModel)
+    }
+    assert seen == {"eager"}
+
+
+def test_an_attention_that_is_registered_here_is_kept() -> None:
+    student = student_from(unpadded_attention(made("bert")), [0, 2])
+    assert student.config._attn_implementation == "unpadded"
+    ids = torch.arange(5, 13).unsqueeze(0)
+    ends = torch.tensor([0, 5, 8], dtype=torch.int32)
+    attention = student.bert.encoder.layer[0].attention.self
+    inputs = student.bert.embeddings(ids)
+    joined = attention(inputs, cu_seq_lens_q=ends)[0]
+    first = attention(inputs[:, :5])[0]
+    torch.testing.assert_close(joined[:, :5], first)
+
+
+def test_the_attention_of_parts_is_kept_apart() -> None:
+    encoder, decoder = BertConfig(**DEEP), BertConfig(**DEEP, is_decoder=True)
+    decoder.add_cross_attention = True
+    old = EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    new = copy.deepcopy(old)
+    old._attn_implementation = {"encoder": "eager", "decoder": "sdpa"}
+    _carry_attention(old, new)
+    assert [new.encoder._attn_implementation, new.decoder._attn_implementation] == ["eager", "sdpa"]
+
+
+def test_layers_that_are_scaled_by_their_number_keep_it() -> None:
+    teacher = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=97, n_embd=32, n_layer=4, n_head=2, scale_attn_by_inverse_layer_idx=True
+        )
+    ).eval()
+    with pytest.raises(ValueError, match=r"layers=\[0, 2\] get .* first layers, such as \[0, 1\]"):
+        student_from(teacher, [0, 2])
+    student = student_from(teacher, [0, 1, 2])
+    torch.testing.assert_close(outputs(student), outputs(thinned(teacher, [0, 1, 2])))
 
 
 @pytest.mark.parametrize(
