@@ -1,23 +1,17 @@
 """What fits into the slots of a host's Trainer: checked, so that nothing is dropped silently."""
 
-import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import TrainerCallback
 
 from hf_tfopt.callbacks.dataset_epochs import DatasetEpochs
 from hf_tfopt.callbacks.evaluation_weights import EvaluationWeights
-from hf_tfopt.objectives.automatic import automatic
-from hf_tfopt.objectives.base import Objective
 from hf_tfopt.optimizers.for_trainer import OptimizerFactory
 from hf_tfopt.schedules.for_trainer import ScheduleSpec, build_scheduler
 from hf_tfopt.schedules.for_trainer import schedule as schedule_named
-
-logger = logging.getLogger(__name__)
 
 # what a search may change in the arguments, and an optimizer or schedule of ours does not read
 NOT_READ_BY_OPTIMIZERS = ("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim")
@@ -126,31 +120,3 @@ def refuse_what_deepspeed_drops(trainer: Any, has_schedule: bool) -> None:
                 f"host drops the trainer's own; take the section out of the configuration, or "
                 f"leave the trainer's out"
             )
-
-
-def fitted_objective(
-    trainer: Any, objective: Objective | None, module: nn.Module, batch: Mapping[str, Any]
-) -> Objective | None:
-    """The objective, prepared with a first batch; None given: one that fits by itself, or none.
-
-    Raises:
-        ValueError: as `prepare`; an objective that cannot be trained the way the run was started.
-    """
-    if trainer.args.n_gpu > 1:
-        reason = (
-            f"{trainer.args.n_gpu} GPUs in one process (DataParallel) cannot share an objective; "
-            "start one process for each with torchrun"
-        )
-        if objective is not None:
-            raise ValueError(reason)
-        logger.warning("Training on the model's own loss, scaled by the host: %s", reason)
-        return None
-    if objective is None:
-        return automatic(module, batch)
-    if objective.num_passes > 1 and trainer.is_deepspeed_enabled:
-        raise ValueError(
-            f"{type(objective).__name__} takes {objective.num_passes} backward passes for a batch, "
-            "and DeepSpeed's engine counts each as a batch; use DDP or FSDP2"
-        )
-    objective.prepare(module, batch)
-    return objective

@@ -10,14 +10,18 @@ from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import unwrap_peft_model
 
-from hf_tfopt.losses.reduction import (
-    TermTotals,
-    combine,
-    has_target,
-    present,
-    unlabelled,
+from hf_tfopt.losses.reduction import TermTotals, combine, has_target, present
+from hf_tfopt.objective_slot import (
+    bind_before_optimizer,
+    built_objective,
+    counts_of,
+    fitted_objective,
+    nothing_to_learn,
+    own_way_or,
+    planning_batch,
+    waited,
+    without_repeats,
 )
-from hf_tfopt.objectives import OBJECTIVES
 from hf_tfopt.objectives.base import Objective
 from hf_tfopt.optimizers.clipping import clip_grad_norm, is_on_one_cpu
 from hf_tfopt.schedules.for_trainer import ScheduleSpec
@@ -26,7 +30,6 @@ from hf_tfopt.slots import (
     adopt_evaluation_weights,
     checked_schedule,
     filled_optimizer,
-    fitted_objective,
     own_scheduler,
     refuse_what_deepspeed_drops,
 )
@@ -61,8 +64,7 @@ class TfoptMixin(Trainer):
         super().__init__(*args, **kwargs)
         self.schedule = None if schedule is None else checked_schedule(self, schedule)
         refuse_what_deepspeed_drops(self, has_schedule=schedule is not None)
-        has_own_way = self.compute_loss_func is not None or self.label_smoother is not None
-        self.adopt_objective(None if objective == "auto" and has_own_way else objective)
+        self.adopt_objective(own_way_or(self, objective))
         adopt_data(self)
         adopt_evaluation_weights(self)
 
@@ -74,14 +76,14 @@ class TfoptMixin(Trainer):
         """
         self.is_automatic = objective == "auto"
         given = None if self.is_automatic else objective
-        chosen: Objective | None = OBJECTIVES.build(given) if isinstance(given, str) else given
+        chosen: Objective | None = built_objective(given) if isinstance(given, str) else given
         # not `objective`: a hyperparameter search keeps its score under that name
         self.training_objective = chosen
-        self._is_prepared = False
+        self._is_prepared, self._num_waits = False, 0
         self._counts: dict[str, Tensor] = {}
         self._trained, self._evaluated = TermTotals(), TermTotals()
         if chosen is not None:
-            chosen.bind(self._module())
+            bind_before_optimizer(self, chosen, self._module())
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The host's; `tfo.optimizer(name, lr=None)` gets the arguments' `learning_rate`."""
@@ -102,13 +104,21 @@ class TfoptMixin(Trainer):
         """The model without DDP, compilation or adapters around it."""
         return unwrap_peft_model(self.accelerator.unwrap_model(self.model))  # pyright: ignore[reportArgumentType]
 
-    def _prepare_objective(self, batch: Mapping[str, Any]) -> None:
-        """Once, with the first batch; where no automatic objective fits, the host's own loss."""
-        if self._is_prepared or (self.training_objective is None and not self.is_automatic):
+    def _is_waiting(self) -> bool:
+        """Whether there is an objective, or will be one, that has seen no target yet."""
+        has_one = self.training_objective is not None or self.is_automatic
+        return has_one and not self._is_prepared
+
+    def _prepare_objective(self, batches: Sequence[Mapping[str, Any]]) -> None:
+        """With the first batch that has targets, the same one on every process."""
+        if not self._is_waiting():
             return
-        self._is_prepared = True
+        batch = planning_batch(self, batches, self._has_targets)
+        if batch is None:
+            return
         inputs, module = self._prepare_inputs(dict(batch)), self._module()
         self.training_objective = fitted_objective(self, self.training_objective, module, inputs)
+        self._is_prepared = True
         if self.training_objective is not None:
             self.loss_is_scaled_for_ga = True  # read by the host's training_step
 
@@ -118,27 +128,13 @@ class TfoptMixin(Trainer):
         """The host's micro-batches of one step, whose items are counted for the loss's division."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
-            self._prepare_objective(next(filter(self._has_targets, batches), batches[0]))
-        if self.training_objective is not None:
+            self._prepare_objective(batches)
+            self._num_waits = waited(self._num_waits, batches[0]) if self._is_waiting() else 0
+        if self.training_objective is not None and self._is_prepared:
             self.training_objective.step = self.state.global_step
-            self._counts = self._counted(
-                [self.training_objective.counts(batch) for batch in batches]
-            )
+            self._counts = counts_of(self, self.training_objective, batches)
             self.training_objective.batch_counts = self._counts
         return batches, num_items
-
-    def _counted(self, pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Each term's count over all micro-batches of all processes that see different data."""
-        names = sorted({name for piece in pieces for name in piece})
-        totals = {
-            name: torch.stack([piece[name] for piece in pieces]).sum().to(self.args.device)
-            for name in names
-        }
-        if self.args.world_size > 1:
-            gather: Any = self.accelerator.gather
-            totals = {name: gather(count).sum() for name, count in totals.items()}
-        replicas = self.get_tp_size() * self.get_cp_size() * self.get_sp_size()
-        return {name: count / replicas for name, count in totals.items()}
 
     def compute_loss(
         self,
@@ -148,6 +144,9 @@ class TfoptMixin(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The objective's terms, divided by the counts of the whole batch; else the host's loss."""
+        if self._is_waiting():
+            loss, outputs = nothing_to_learn(model, inputs)
+            return (loss, outputs) if return_outputs else loss
         if self.training_objective is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if model.training:
@@ -187,7 +186,8 @@ class TfoptMixin(Trainer):
     ) -> Tensor:
         """The host's; the objective hears when all gradients of an optimizer step are there."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.training_objective is not None and self.accelerator.sync_gradients:
+        is_ready = self._is_prepared and self.accelerator.sync_gradients
+        if self.training_objective is not None and is_ready:
             self.training_objective.gradients_ready(self._module(), self._mean_over_processes)
         return loss
 
@@ -234,10 +234,10 @@ class TfoptMixin(Trainer):
         """The host's, but no logits where only the loss is asked for, and each example once."""
         has_targets = any(name in inputs for name in self._target_names())
         if has_targets:
-            self._prepare_objective(inputs)
-        if has_targets and self.training_objective is not None:
+            self._prepare_objective([inputs])
+        if has_targets and self.training_objective is not None and self._is_prepared:
             self.training_objective.counts(inputs)  # refuses bad targets
-            inputs = self._without_repeats(inputs, self.training_objective.targets)
+            inputs = without_repeats(self, inputs, self.training_objective.targets)
         if self.training_objective is None or not (prediction_loss_only and has_targets):
             return super().prediction_step(
                 model, inputs, prediction_loss_only, ignore_keys=ignore_keys, **options
@@ -253,17 +253,6 @@ class TfoptMixin(Trainer):
 
     def _has_targets(self, batch: Mapping[str, Any]) -> bool:
         return any(name in batch and has_target(batch[name]) for name in self._target_names())
-
-    def _without_repeats(
-        self, inputs: dict[str, Any], targets: Sequence[str] = ("labels",)
-    ) -> dict[str, Any]:
-        """Unlabel the examples that fill up the last batch of several processes a second time."""
-        state = self.accelerator.gradient_state
-        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
-            return inputs
-        size = self.args.eval_batch_size
-        num_own = min(max(state.remainder - self.args.process_index * size, 0), size)
-        return unlabelled(inputs, targets, num_own, size)
 
     def evaluation_loop(
         self,

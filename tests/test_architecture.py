@@ -32,6 +32,7 @@ LAYERS = {
     "run": 2,
     "loss_scaling": 2,
     "slots": 3,
+    "objective_slot": 3,
     "trainer": 3,
     "attachment": 3,
     "recipe": 4,

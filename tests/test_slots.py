@@ -9,7 +9,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import HPSearchBackend
 
 import hf_tfopt as tfo
-from hf_tfopt.slots import fitted_objective, refuse_what_deepspeed_drops
+from hf_tfopt.objective_slot import fitted_objective
+from hf_tfopt.slots import refuse_what_deepspeed_drops
 from tests.invariants.splits import Rows
 from tests.models import batch_for, tiny
 from tests.test_trainer import arguments

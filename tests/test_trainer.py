@@ -24,6 +24,7 @@ from transformers import (
 )
 
 import hf_tfopt as tfo
+from hf_tfopt.objective_slot import without_repeats
 from tests.invariants.splits import Rows
 from tests.models import NO_DROPOUT, SIZES, batch_for, tiny
 
@@ -76,7 +77,7 @@ def test_examples_that_fill_up_the_last_batch_are_not_counted_twice(
     if form != "rows":
         step = 3 if form == "end to end" else 1  # packed rows hold three examples each
         inputs["cu_seq_lens_q"] = torch.arange(0, 13, step)
-    found = tfo.TfoptMixin._without_repeats(host, inputs)["labels"].flatten()
+    found = without_repeats(host, inputs)["labels"].flatten()
     assert found.ne(-100).sum() == 3 * kept
     assert torch.equal(found[: 3 * kept], labels.flatten()[: 3 * kept])
     assert labels.ne(-100).all(), "the batch itself stays as it was"
@@ -190,7 +191,7 @@ def test_a_loss_that_is_no_mean_is_left_to_the_host(
     assert "scaled by the host" in caplog.text
     assert trainer.training_objective is None
     demanded = tfo.TfoptTrainer(model, args, train_dataset=Rows(12), objective=tfo.ModelLoss())
-    with pytest.raises(ValueError, match="no mean over its examples or labels"):
+    with pytest.raises(ValueError, match="no mean over its examples, labels or tokens"):
         demanded.train()
 
 
@@ -220,9 +221,71 @@ def test_all_labels_ignored_stops_before_the_first_step(tmp_path: Path) -> None:
     trainer = tfo.TfoptTrainer(
         tiny("bert"), arguments(tmp_path), train_dataset=rows, objective=tfo.LanguageModeling()
     )
-    with pytest.raises(ValueError, match="every label of the batch is -100"):
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    with pytest.raises(ValueError, match="the first 3 steps have no target"):
         trainer.train()
-    assert trainer.state.global_step == 0
+    for ours, theirs in zip(trainer.model.parameters(), before, strict=True):
+        assert torch.equal(ours, theirs), "a loss of nothing moves nothing"
+
+
+@pytest.mark.parametrize("objective", ["auto", "language_modeling"])
+def test_the_first_batch_may_have_no_label(objective: str, tmp_path: Path) -> None:
+    rows = Rows(12)
+    rows.batch["labels"][:4] = -100
+    args = arguments(tmp_path, train_sampling_strategy="sequential", weight_decay=0.0)
+    trainer = tfo.TfoptTrainer(
+        tiny("bert"), args, train_dataset=rows, eval_dataset=rows, objective=objective
+    )
+    trainer.evaluate()
+    assert isinstance(trainer.training_objective, tfo.LanguageModeling)
+    other = tfo.TfoptTrainer(tiny("bert"), args, train_dataset=rows, objective=objective)
+    other.train()
+    assert isinstance(other.training_objective, tfo.LanguageModeling)
+    logged = losses(other)
+    assert logged[0] == 0 and all(4 < loss < 5 for loss in logged[1:])
+
+
+def test_an_evaluation_without_labels_decides_nothing(tmp_path: Path) -> None:
+    nothing, rows = Rows(4), Rows(12)
+    nothing.batch["labels"].fill_(-100)
+    trainer = tfo.TfoptTrainer(tiny("bert"), arguments(tmp_path), train_dataset=rows)
+    trainer.evaluate(nothing)
+    assert trainer.training_objective is None and trainer.is_automatic
+    trainer.train()
+    assert isinstance(trainer.training_objective, tfo.LanguageModeling)
+
+
+def test_an_objective_beside_another_loss_is_refused(tmp_path: Path) -> None:
+    objective = tfo.LanguageModeling()
+    with pytest.raises(ValueError, match="label_smoothing_factor would silently be ignored"):
+        args = arguments(tmp_path, label_smoothing_factor=0.1)
+        tfo.TfoptTrainer(tiny("bert"), args, objective=objective)
+    with pytest.raises(ValueError, match="compute_loss_func would silently be ignored"):
+        tfo.TfoptTrainer(
+            tiny("bert"),
+            arguments(tmp_path),
+            objective=objective,
+            compute_loss_func=tfo.loss_func(),
+        )
+    automatic = tfo.TfoptTrainer(
+        tiny("bert"), arguments(tmp_path), compute_loss_func=tfo.loss_func()
+    )
+    assert automatic.training_objective is None and not automatic.is_automatic
+
+
+def test_an_objective_that_needs_options_says_which(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'distillation' needs teacher"):
+        tfo.TfoptTrainer(tiny("bert"), arguments(tmp_path), objective="distillation")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "bart", "bert", "modernbert"])
+def test_the_loss_stays_at_the_head_in_bfloat16(name: str, tmp_path: Path) -> None:
+    trainer = tfo.TfoptTrainer(
+        tiny(name), arguments(tmp_path, bf16=True, max_steps=1), train_dataset=Rows(4)
+    )
+    trainer.train()
+    plan = trainer.training_objective.plan
+    assert plan.head is not None and plan.body is not None
 
 
 def test_a_misspelt_objective_is_refused(tmp_path: Path) -> None:

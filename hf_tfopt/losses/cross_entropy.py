@@ -92,7 +92,7 @@ def cross_entropy(
         log_z = torch.logsumexp(rows, dim=-1)
         if form.focal_gamma:
             chosen = rows.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - log_z
-            each = each * (-torch.expm1(chosen)).clamp(min=0).pow(form.focal_gamma)
+            each = each * focal_factor(-torch.expm1(chosen), form.focal_gamma)
         of_label = 1.0 if weights is None else weights[targets]
         total = (each + form.z_loss * of_label * log_z.square()).sum()
     return LossSum(total, count_of(targets, weights))
@@ -168,6 +168,7 @@ class CrossEntropyRows:
         self.class_weights = class_weights
 
     def chunk(self, rows: slice) -> BlockLoss:
+        """Blocks of these rows against their targets."""
         targets = self.targets[rows].unsqueeze(-1)
         return lambda logits, block: self._block(logits, targets[block])
 
@@ -201,6 +202,12 @@ class CrossEntropyRows:
         slope.exp_().mul_(of_softmax)
         slope.scatter_add_(-1, target, -of_label)
         return each.sum().reshape(1), slope.sub_(uniform * classes) if uniform else slope
+
+
+def focal_factor(rest: Tensor, gamma: float) -> Tensor:
+    """`rest^γ`, and 0 with no gradient where nothing is left (γ < 1 would have an infinite one)."""
+    is_left = rest > 0
+    return torch.where(is_left, torch.where(is_left, rest, 1).pow(gamma), 0)
 
 
 def _focal(weight: Tensor, log_p: Tensor, gamma: float) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_tfopt.losses.cross_entropy import CrossEntropyForm
+from hf_tfopt.losses.cross_entropy import CrossEntropyForm, focal_factor
 from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum
 
 
@@ -45,7 +45,7 @@ def binary_cross_entropy(
     smoothed = (1 - form.label_smoothing) * wanted + form.label_smoothing / 2
     each = F.binary_cross_entropy_with_logits(outputs, smoothed, reduction="none")
     if form.focal_gamma:
-        each = each * (wanted - outputs.sigmoid()).abs().pow(form.focal_gamma)
+        each = each * focal_factor((wanted - outputs.sigmoid()).abs(), form.focal_gamma)
     return LossSum((weights * each).sum(), weights.sum())
 
 

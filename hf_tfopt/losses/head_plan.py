@@ -71,24 +71,32 @@ def _verified(
     head: Any = None if plan.head is None else model.get_submodule(plan.head)
     probe = _probe(expected)
     seen: list[Tensor] = []
+    is_rounded: list[bool] = []  # whether autocast, which wraps the model's forward, is on inside
 
     def record(hidden: Tensor) -> Tensor:
         seen.append(hidden if plan.body is not None else take_rows(hidden, index))
         return probe
 
+    def look(_module: nn.Module, _inputs: Any) -> None:
+        is_rounded.append(torch.is_autocast_enabled(expected.device.type))
+
     with ExitStack() as stack:
         if plan.body is not None:
-            stack.enter_context(only_rows(model.get_submodule(plan.body), index))
+            body = model.get_submodule(plan.body)
+            stack.enter_context(only_rows(body, index))
+            stack.callback(body.register_forward_pre_hook(look).remove)
         if head is not None:
             stack.enter_context(replaced_forward(head, record))
+            stack.callback(head.register_forward_pre_hook(look).remove)
         try:
             logits = logits_of(model(**example))
         except (RuntimeError, ValueError, IndexError, TypeError):
             return None  # the model does something else with these rows
+    tolerance = LOW_PRECISION_TOLERANCE if any(is_rounded) else _tolerance(expected)
     if head is None:
         rows = logits.reshape(-1, logits.shape[-1])
         rows = rows if plan.body is not None else rows.index_select(0, index)
-        return plan if _same(rows, expected) else None
+        return plan if _same(rows, expected, tolerance) else None
     if len(seen) != 1 or logits.shape != probe.shape:
         return None
     tail = _measured_tail(probe[0], logits[0], getattr(model, "config", None))
@@ -98,7 +106,7 @@ def _verified(
     hidden = seen[0].flatten(0, -2)
     bias = None if head.bias is None else head.bias.float()
     plain = F.linear(hidden.float(), head.weight.float(), bias)
-    tolerance = max(_tolerance(hidden), _tolerance(expected))
+    tolerance = max(_tolerance(hidden), tolerance)
     return replace(plan, tail=tail) if _same(tail(plain), expected, tolerance) else None
 
 
@@ -225,13 +233,13 @@ def _output_embedding(model: Any) -> str | None:
     return next((name for name, module in model.named_modules() if module is head), None)
 
 
-def _same(ours: Tensor, theirs: Tensor, tolerance: float | None = None) -> bool:
+def _same(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
     """Equal up to the rounding of their type, relative to the largest logit."""
     if ours.shape != theirs.shape:
         return False
     spread = theirs.float().abs().max().clamp(min=1e-3)
     largest = (ours.float() - theirs.float()).abs().max()
-    return bool(largest <= (tolerance or _tolerance(theirs)) * spread)
+    return bool(largest <= tolerance * spread)
 
 
 def _tolerance(tensor: Tensor) -> float:

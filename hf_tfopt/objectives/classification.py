@@ -29,7 +29,8 @@ class Classification(Objective):
     Equals the loss of `BertForSequenceClassification`, `BertForTokenClassification` and their like:
     the mean over the labelled examples or tokens; over examples and classes for several labels at
     once; over examples and outputs for regression. Each is one sum and one count, so that it is
-    exact however the batch is cut. Labels are -100 (whole numbers) where there is no target.
+    exact however the batch is cut. Labels are -100 where there is no target, and NaN where one of
+    several at once has none.
 
     Args:
         label_smoothing: ε in [0, 1), the ε / C form (ε / 2 for several labels at once); this and
@@ -58,7 +59,8 @@ class Classification(Objective):
     ):
         self.form = CrossEntropyForm(label_smoothing, z_loss, focal_gamma)
         self.class_weights = None if class_weights is None else _checked_weights(class_weights)
-        self.problem = None if problem is None else check_name("problem", problem, PROBLEMS)
+        self._given = None if problem is None else check_name("problem", problem, PROBLEMS)
+        self.problem = self._given
         self.num_labels = 0
 
     def prepare(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
@@ -71,7 +73,7 @@ class Classification(Objective):
             try:
                 logits = logits_of(model(**_inputs(batch)))
                 self.num_labels = logits.shape[-1]
-                self.problem = self.problem or _problem(config, batch["labels"])
+                self.problem = self._given or _problem(config, batch["labels"])
                 self._check_options(batch["labels"])
                 own = _own_loss(model, batch)
             finally:
@@ -86,10 +88,9 @@ class Classification(Objective):
         assert self.problem is not None, "prepare() comes first"
         labels: Tensor = batch["labels"]
         if labels.is_floating_point():
-            if labels.device.type == "cpu" and not bool(labels.isfinite().all()):
-                raise ValueError("a label is NaN or infinite; leave examples without a target out")
+            self._check_numbers(labels)
             weights = torch.ones_like(labels) if self.class_weights is None else self.class_weights
-            count = weights.to(labels.device).expand_as(labels).sum()
+            count = (weights.to(labels) * ~labels.isnan()).sum()
         elif self.problem == "regression":
             count = (labels != IGNORE_INDEX).sum()
         else:
@@ -120,6 +121,13 @@ class Classification(Objective):
             class_weights=weights,
             focal_gamma=form.focal_gamma,
         )
+
+    def _check_numbers(self, labels: Tensor) -> None:
+        # On an accelerator a look at the values would cost a synchronisation.
+        if labels.device.type == "cpu" and bool(labels.isinf().any()):
+            raise ValueError("a label is infinite")
+        if self.problem == "regression" and labels.device.type == "cpu" and labels.isnan().any():
+            raise ValueError("a label is NaN; leave examples without a number out")
 
     def _check_options(self, labels: Tensor) -> None:
         """What means nothing for the problem, or does not fit the model's outputs."""

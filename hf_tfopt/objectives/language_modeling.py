@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hf_tfopt.losses.cross_entropy import CrossEntropyForm, cross_entropy
@@ -57,8 +58,6 @@ class LanguageModeling(Objective):
 
     def prepare(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
         """Find how the loss reaches this model's head (`losses.head_plan`)."""
-        if self.plan is not None:
-            return
         labels = batch.get("labels")
         if labels is None:
             raise ValueError(f"the batch has no labels, only {', '.join(batch)}")
@@ -126,7 +125,21 @@ def model_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     config = getattr(model, "config", None)
     needs_decoder_ids = getattr(config, "is_encoder_decoder", False)
     if needs_decoder_ids and not {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys():
-        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(
-            labels=batch["labels"]
-        )
+        labels = batch["labels"]
+        if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+            inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+        else:  # Whisper and other speech models shift within their forward, given labels
+            inputs["decoder_input_ids"] = _shifted_right(model, labels)
     return inputs
+
+
+def _shifted_right(model: Any, labels: Tensor) -> Tensor:
+    """Labels one place later, behind the start token; padding where there is none."""
+    start, pad = (getattr(model.config, f"{n}_token_id", None) for n in ("decoder_start", "pad"))
+    if start is None or pad is None:
+        raise ValueError(
+            f"{type(model).__name__} needs decoder_input_ids in the batch: its config has no "
+            "decoder_start_token_id and pad_token_id to make them of the labels"
+        )
+    shifted = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
+    return shifted.masked_fill(shifted == IGNORE_INDEX, pad)

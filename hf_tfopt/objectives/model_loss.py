@@ -11,7 +11,7 @@ from hf_tfopt.objectives.base import Objective
 from hf_tfopt.registry import check_name
 
 # What a loss may be a mean over: (number of items of each example in the labels [B, ...]).
-MEANS = ("labels", "shifted labels", "examples")
+MEANS = ("labels", "shifted labels", "examples", "tokens")
 TOLERANCE, LOW_PRECISION_TOLERANCE = 2e-5, 5e-2  # a mean of fp32 numbers; of bf16 ones
 
 
@@ -25,31 +25,34 @@ class ModelLoss(Objective):
     first batch: its loss is compared with those of its examples alone.
 
     Args:
-        mean: what the loss is the mean of, a name of `MEANS`; None: measured.
+        mean: what the loss is the mean of, a name of `MEANS` ("tokens": of the attention mask);
+            None: measured.
 
     Raises:
-        ValueError: an unknown mean; while preparing, a model that gives no loss, a batch of one
-            example, or a loss that is no mean over examples or labels.
+        ValueError: an unknown mean; while preparing, a model that gives no loss, examples end to
+            end in one row, or a loss that is no mean over examples, labels or tokens.
 
     Paper: none; see issue 47688 of transformers.
     """
 
     def __init__(self, mean: str | None = None):
-        self.mean = None if mean is None else check_name("mean", mean, MEANS)
+        self._given = None if mean is None else check_name("mean", mean, MEANS)
+        self.mean = self._given
 
     def prepare(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
         """Find what the model's loss is a mean over."""
-        name, size = type(model).__name__, _num_examples(batch)
+        name = type(model).__name__
         self.targets = tuple(key for key in batch if _is_target(key))
+        self.mean = self._given
         if self.mean is not None:
             return
-        if size < 2 or "cu_seq_lens_q" in batch:
-            given = "one" if size < 2 else "examples end to end"
+        if "cu_seq_lens_q" in batch:
             raise ValueError(
-                f"what the loss of {name} is a mean over can only be measured on a padded batch of "
-                f"two examples or more; this one has {given}. Say it: ModelLoss(mean='examples')"
+                f"what the loss of {name} is a mean over can only be measured on a padded batch; "
+                "this one has examples end to end. Say it: ModelLoss(mean='labels')"
             )
-        example = _uneven(batch)
+        size = max(2, _num_examples(batch))  # one alone is measured beside itself
+        example = _uneven(batch if _num_examples(batch) > 1 else _rows(batch, [0, 0]))
         training, _ = model.training, model.eval()
         try:
             with torch.no_grad():
@@ -133,6 +136,8 @@ def _uneven(batch: Mapping[str, Any]) -> dict[str, Any]:
 def _items(batch: Mapping[str, Any], mean: str) -> Tensor:
     """The items [B] of each example that a mean is over."""
     labels = batch.get("labels")
+    if mean == "tokens":
+        return batch["attention_mask"].flatten(1).sum(1)
     if mean == "examples" or labels is None:
         anything = next(v for v in batch.values() if isinstance(v, Tensor) and v.dim())
         return torch.ones(_num_examples(batch), dtype=torch.long, device=anything.device)
@@ -146,15 +151,18 @@ def _mean_of(whole: Tensor, alone: Tensor, batch: Mapping[str, Any], name: str) 
     tolerance = TOLERANCE if is_exact else LOW_PRECISION_TOLERANCE
     labels = batch.get("labels")
     for mean in MEANS:
-        if mean != "examples" and (labels is None or (mean != "labels" and labels.dim() < 2)):
+        if "labels" in mean and (labels is None or (mean != "labels" and labels.dim() < 2)):
+            continue
+        if mean == "tokens" and "attention_mask" not in batch:
             continue
         items = _items(batch, mean).to(alone)
         expected = float((torch.where(items > 0, alone, 0.0) * items).sum() / items.sum())
         if abs(expected - float(whole)) <= tolerance * max(1.0, abs(expected)):
             return mean
+    shown = ", ".join(f"{value:.5f}" for value in alone.tolist()[:4])
     raise ValueError(
-        f"the loss of {name} is no mean over its examples or labels ({float(whole):.5f} for a "
-        f"batch; its examples alone: {', '.join(f'{value:.5f}' for value in alone.tolist()[:4])}): "
+        f"the loss of {name} is no mean over its examples, labels or tokens ({float(whole):.5f} "
+        f"for a batch; its examples alone: {shown}): "
         "it cannot be made independent of the batch's cut. Train it with objective=None"
     )
 

@@ -104,6 +104,9 @@ def test_a_certain_answer_has_no_focal_loss_and_a_finite_gradient() -> None:
         total = linear_cross_entropy(hidden, weight, torch.tensor([0]), focal_gamma=gamma).sum
         assert total.item() == 0
         assert torch.autograd.grad(total, hidden)[0].item() == 0
+        logits = torch.tensor([[40.0, 0.0, 0.0]], requires_grad=True)
+        plain = cross_entropy(logits, torch.tensor([0]), focal_gamma=gamma).sum
+        assert torch.autograd.grad(plain, logits)[0].isfinite().all()
 
 
 def test_options_outside_their_range_are_refused() -> None:

@@ -40,6 +40,9 @@ def test_focal_binary_cross_entropy_is_the_papers() -> None:
     p = torch.where(labels == 1, logits.sigmoid(), 1 - logits.sigmoid())
     theirs = -((1 - p) ** 2 * p.log()).sum()
     torch.testing.assert_close(binary_cross_entropy(logits, labels, focal_gamma=2.0).sum, theirs)
+    certain = torch.tensor([[40.0, -200.0]], requires_grad=True)
+    total = binary_cross_entropy(certain, torch.tensor([[1.0, 0.0]]), focal_gamma=0.5).sum
+    assert torch.autograd.grad(total, certain)[0].isfinite().all()
 
 
 def test_squared_error_equals_torch_in_every_shape() -> None:

@@ -11,6 +11,10 @@ from transformers import (
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
+    ElectraConfig,
+    ElectraForPreTraining,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 from hf_tfopt.losses.reduction import unlabelled
@@ -19,7 +23,7 @@ from hf_tfopt.objectives.classification import Classification
 from hf_tfopt.objectives.language_modeling import LanguageModeling
 from hf_tfopt.objectives.model_loss import ModelLoss
 from tests.invariants.cases.classification import answers, bert, choices, single, tokens
-from tests.models import batch_for, tiny
+from tests.models import NARROW, batch_for, tiny
 
 
 def next_sentence(num_rows: int, seed: int) -> dict[str, torch.Tensor]:
@@ -62,19 +66,46 @@ def test_repeated_examples_do_not_count_in_evaluation(name: str, num_kept: int) 
     terms, outputs = objective.terms(model, model, marked, True)
     first = {key: value[:4] for key, value in batch.items()}
     expected = model(**first).loss.item() * objective.counts(first)["model_loss"].item()
-    assert float(terms["model_loss"].sum) == pytest.approx(expected if num_kept else 0, rel=1e-5)
+    assert terms["model_loss"].sum.item() == pytest.approx(expected if num_kept else 0, rel=1e-5)
     assert outputs[1].shape[0] == 6, "metrics see every row"
 
 
-def test_a_batch_of_one_cannot_tell() -> None:
+@pytest.mark.parametrize("name", HEADS)
+def test_one_example_is_enough_to_tell(name: str) -> None:
+    make, columns = HEADS[name]
+    objective = ModelLoss()
+    one = {key: column[3:4] for key, column in columns(6, 0).items()}
+    objective.prepare(make(), one)
+    assert objective.mean == name.split(",")[0]
+
+
+def test_the_mean_can_be_said() -> None:
     model = bert(BertForQuestionAnswering)
-    with pytest.raises(ValueError, match=r"this one has one. Say it: ModelLoss\(mean='examples'\)"):
-        ModelLoss().prepare(model, answers(1, 0))
     said = ModelLoss(mean="examples")
     said.prepare(model, answers(1, 0))
     assert said.counts(answers(3, 0))["model_loss"] == 3
     with pytest.raises(ValueError, match="did you mean 'examples'"):
         ModelLoss(mean="example")
+
+
+def test_a_mean_over_tokens_is_measured_too() -> None:
+    torch.manual_seed(0)
+    model = ElectraForPreTraining(ElectraConfig(**NARROW)).train()
+    batch = batch_for(None, 6, 0)
+    lengths = 4 + torch.arange(6)
+    mask = (torch.arange(12) < lengths.unsqueeze(1)).long()
+    batch = {**batch, "attention_mask": mask, "labels": batch["input_ids"] % 2}
+    objective = ModelLoss()
+    objective.prepare(model, batch)
+    assert objective.mean == "tokens"
+    assert objective.counts(batch)["model_loss"] == lengths.sum()
+
+
+def test_an_objective_can_go_on_to_another_model() -> None:
+    objective = ModelLoss()
+    objective.prepare(bert(BertForQuestionAnswering), answers(4, 0))
+    objective.prepare(tiny("gpt2"), batch_for(None, 4, 0))
+    assert objective.mean == "shifted labels"
 
 
 def test_a_model_without_a_loss_is_refused() -> None:
@@ -100,3 +131,32 @@ def test_the_automatic_objective_fits_the_head(
     with caplog.at_level(logging.WARNING):
         assert isinstance(automatic(make(), columns(4, 0)), kind)
     assert not caplog.text
+
+
+def test_speech_models_get_their_decoders_inputs() -> None:
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        vocab_size=97,
+        num_mel_bins=8,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        d_model=32,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        max_source_positions=20,
+        max_target_positions=16,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+        dropout=0.0,
+    )
+    model = WhisperForConditionalGeneration(config).train()
+    labels = batch_for(None, 3, 0)["labels"]
+    batch = {"input_features": torch.randn(3, 8, 40), "labels": labels}
+    objective = automatic(model, batch)
+    assert isinstance(objective, LanguageModeling)
+    term = objective.terms(model, model, batch, False)[0]["cross_entropy"]
+    torch.testing.assert_close(term.sum / term.count, model(**batch).loss, rtol=1e-5, atol=0)

@@ -322,3 +322,15 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path: Path) -> N
         bad = rows(16, 3)
         bad["labels"][bad["task"] == NAMES.index("topic"), 0] = 3
         bound(Multitask(), made := model()).terms(made, made, bad, False)
+
+
+def test_an_optimizer_that_is_there_already_would_miss_the_variances(tmp_path: Path) -> None:
+    made = model()
+    optimizer = torch.optim.AdamW(made.parameters())
+    with pytest.raises(ValueError, match="adds log_variances to the model, which the optimizer"):
+        tfo.TfoptTrainer(
+            made,
+            arguments(tmp_path),
+            optimizers=(optimizer, None),
+            objective=UncertaintyWeighting(),
+        )

@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import BertForMultipleChoice, ViTConfig, ViTForImageClassification
 
+from hf_tfopt.objective_slot import fitted_objective
 from hf_tfopt.objectives.adversarial import FGM
 from hf_tfopt.objectives.classification import Classification
 from hf_tfopt.objectives.language_modeling import model_inputs
 from hf_tfopt.objectives.model_loss import ModelLoss
 from hf_tfopt.objectives.perturbed_embeddings import Perturbation, ascent, input_embedding, zeros
 from hf_tfopt.objectives.virtual_adversarial import SMART
-from hf_tfopt.slots import fitted_objective
 from tests.models import TINY, batch_for, tiny
 from tests.objectives.adversarial_models import classes, classifier, num_hooks
 from tests.references.adversarial import embeddings
