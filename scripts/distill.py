@@ -22,7 +22,8 @@ COMMAND = recipe_or_exit(sys.argv[1:], __doc__, *READ) if IS_SCRIPT else None
 IS_TUNED = IS_SCRIPT and tune_allocator()
 
 import dataclasses
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,6 @@ import datasets
 import torch
 from accelerate import PartialState
 from transformers import DataCollatorWithPadding, ProgressCallback, set_seed
-from transformers.trainer_utils import SaveStrategy
 from transformers.utils.logging import disable_progress_bar
 
 import hf_tfopt as tfo
@@ -41,6 +41,7 @@ from hf_tfopt.recipe.classifier import (
     classifier_rows,
     classifier_teacher,
     classifier_texts,
+    teacher_config,
     teacher_tokenizer,
     times_as_fast,
 )
@@ -64,6 +65,7 @@ class Prepared(NamedTuple):
     tokenizer: Any
     teacher: Any
     is_resumed: bool
+    checkpoint: Path | None
 
 
 def prepare(recipe: DistillationRecipe, is_resumed: bool) -> Prepared:
@@ -78,17 +80,35 @@ def prepare(recipe: DistillationRecipe, is_resumed: bool) -> Prepared:
         claim(folder, is_resumed)
         check_unchanged(folder, dataclasses.asdict(recipe), MAY_CHANGE_ON_RESUME)
     with process.main_process_first():
-        texts, names = classifier_texts(recipe)
+        config = teacher_config(recipe)
+        texts, names = classifier_texts(recipe, config)
         tokenizer = teacher_tokenizer(recipe)
         rows = {part: classifier_rows(recipe, texts[part], tokenizer) for part in texts}
     set_seed(recipe.seed)
-    teacher = classifier_teacher(recipe, names)
+    teacher = classifier_teacher(recipe, config, names)
     chosen_layers(recipe, teacher)  # what they cannot be, before hours pass
     total = recipe.total_steps(len(rows["train"]), process.num_processes)
     training_arguments(recipe, total, process.device)
+    if recipe.teacher_epochs is not None:
+        check_teachers_steps(recipe, len(rows["train"]), process.num_processes)
+    checkpoint = checkpoint_to_resume(folder, total, saying("Student")) if is_resumed else None
     if process.is_main_process:
         write_text(folder / "recipe.yaml", recipe.to_yaml())
-    return Prepared(recipe, folder, texts, rows, tokenizer, teacher, is_resumed)
+    return Prepared(recipe, folder, texts, rows, tokenizer, teacher, is_resumed, checkpoint)
+
+
+def saying(whose: str) -> Callable[[str], None]:
+    """Words about one of the two models, under its name."""
+    return lambda words: PartialState().print(f"{whose:<10} {words}")
+
+
+def check_teachers_steps(recipe: DistillationRecipe, num_rows: int, num_processes: int) -> None:
+    """Refuse a schedule that does not fit into the teacher's own steps."""
+    own = recipe.of_teacher()
+    try:
+        own.schedule_steps(own.total_steps(num_rows, num_processes))
+    except ValueError as error:
+        raise ValueError(f"teacher_epochs {recipe.teacher_epochs:g}: {error}") from error
 
 
 def trainer_of(prepared: Prepared, model: Any, folder: Path, **parts: Any) -> Any:
@@ -120,24 +140,23 @@ def trained_teacher(prepared: Prepared) -> Any:
     recipe, folder = prepared.recipe, prepared.folder / "teacher"
     if recipe.teacher_epochs is None:
         return prepared.teacher
+    process, unfinished = PartialState(), prepared.folder / "teacher.unfinished"
     if folder.exists():  # the run was stopped after it
+        if process.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)
         return type(prepared.teacher).from_pretrained(folder)
-    PartialState().print(f"Teacher    trained for {recipe.teacher_epochs:g} epochs")
-    own = dataclasses.replace(
-        recipe,
-        max_steps=None,
-        num_train_epochs=recipe.teacher_epochs,
-        learning_rate=recipe.teacher_learning_rate,
-    )
-    unfinished = prepared.folder / "teacher.unfinished"
-    objective = tfo.Classification()
+    process.print(f"Teacher    trained for {recipe.teacher_epochs:g} epochs")
+    own, objective = recipe.of_teacher(), tfo.Classification()
     trainer = trainer_of(prepared, prepared.teacher, unfinished, recipe=own, objective=objective)
-    trainer.args.save_strategy = SaveStrategy.NO
-    trainer.train()
-    trainer.save_model(str(unfinished))
-    if PartialState().is_main_process:
-        (unfinished / "training_args.bin").unlink()
-        unfinished.rename(folder)
+    total, checkpoint = trainer.args.max_steps, None
+    if prepared.is_resumed:
+        checkpoint = checkpoint_to_resume(unfinished, total, saying("Teacher"))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.save_model(str(unfinished / "model"))
+    if process.is_main_process:
+        (unfinished / "model" / "training_args.bin").unlink()
+        (unfinished / "model").rename(folder)  # whole, before its checkpoints go
+        shutil.rmtree(unfinished)
     return prepared.teacher
 
 
@@ -148,10 +167,7 @@ def train(prepared: Prepared) -> tuple[Any, Any, dict[str, float]]:
     set_seed(recipe.seed)
     student = tfo.student_from(teacher, chosen_layers(recipe, teacher))
     trainer = trainer_of(prepared, student, folder, objective=objective_of(recipe, teacher))
-    total = trainer.args.max_steps
-    checkpoint = (
-        checkpoint_to_resume(folder, total, PartialState().print) if prepared.is_resumed else None
-    )
+    checkpoint = prepared.checkpoint
     output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(str(folder))
     evaluated = trainer.evaluate()
@@ -220,6 +236,8 @@ def run(prepared: Prepared) -> dict[str, float]:
     say(f"Rows       {counted['train']} to train on, {counted['eval']} held out")
     facts = ", ".join(f"{name} {value}" for name, value in fact_rows(model_facts(prepared.teacher)))
     say(f"Teacher    {facts}")
+    names = [f"{number} {name}" for number, name in prepared.teacher.config.id2label.items()]
+    say(f"Classes    {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}")
     say(f"Student    layers {chosen_layers(prepared.recipe, prepared.teacher)} of it")
     trainer, student, metrics = train(prepared)
     if PartialState().is_main_process:

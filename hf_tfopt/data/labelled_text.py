@@ -126,7 +126,8 @@ def label_names(labels: Sequence[int | str]) -> list[str]:
             f"the labels are {', '.join(map(str, found[:10]))}: classes are numbered from 0 "
             "without gaps, or have names"
         )
-    return [str(name) for name in found]
+    names, numbers = [str(name) for name in found], [str(place) for place in range(len(found))]
+    return numbers if set(names) == set(numbers) else names  # "10" is no earlier than "2"
 
 
 def numbered(dataset: datasets.Dataset, names: Sequence[str], source: PathLike) -> datasets.Dataset:

@@ -15,11 +15,70 @@ from hf_tfopt.recipe.distillation_keys import DistillationRecipe
 from hf_tfopt.surgery.layer_stacks import layer_stacks
 
 
-def classifier_texts(recipe: DistillationRecipe) -> tuple[dict[str, datasets.Dataset], list[str]]:
-    """The labelled texts "train", "eval" and "test", and the names of the classes.
+def teacher_config(recipe: DistillationRecipe) -> Any:
+    """The config of the recipe's teacher: a classifier, or an encoder that is trained first.
 
     Raises:
-        ValueError: as `load_labelled`; a label that no training row has.
+        ValueError: a folder without a model; an encoder that nobody trains (`teacher_epochs`).
+    """
+    try:
+        config = AutoConfig.from_pretrained(recipe.teacher)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"teacher: {recipe.teacher!r} cannot be opened: {error}") from error
+    if not _is_classifier(config) and recipe.teacher_epochs is None:
+        raise ValueError(
+            f"teacher: {recipe.teacher!r} is no classifier; give one, or train it on the same rows "
+            "first: --teacher_epochs 3"
+        )
+    return config
+
+
+def _is_classifier(config: Any) -> bool:
+    return "Classification" in ((config.architectures or [""])[0])
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    return list(names) == [str(number) for number in range(len(names))]
+
+
+def _in_teachers_order(recipe: DistillationRecipe, config: Any, names: list[str]) -> list[str]:
+    """The rows' classes in the order of the teacher's outputs; their own where it names none.
+
+    Raises:
+        ValueError: the teacher is a classifier of other classes.
+    """
+    if not _is_classifier(config):
+        return names
+    own = [config.id2label[number] for number in sorted(config.id2label)]
+    if len(own) != len(names):
+        raise ValueError(
+            f"teacher: {recipe.teacher!r} tells {len(own)} classes apart, the rows have "
+            f"{len(names)}: {', '.join(names[:10])}"
+        )
+    if _are_numbers(names) or own == [f"LABEL_{number}" for number in range(len(own))]:
+        return names
+    if set(own) != set(names):
+        raise ValueError(
+            f"teacher: {recipe.teacher!r} knows the classes {', '.join(own[:10])}; those of the "
+            f"rows are {', '.join(names[:10])}: name them as the teacher does, or number them as "
+            "it does, from 0"
+        )
+    return own
+
+
+def classifier_texts(
+    recipe: DistillationRecipe, config: Any
+) -> tuple[dict[str, datasets.Dataset], list[str]]:
+    """The labelled texts "train", "eval" and "test", and the rows' classes in their order.
+
+    Args:
+        recipe: which texts they are.
+        config: the teacher's, `teacher_config(recipe)`; if it names the rows' classes, its numbers
+            are theirs.
+
+    Raises:
+        ValueError: as `load_labelled`; a label that no training row has; a teacher of other
+            classes.
     """
     options: dict[str, Any] = {
         "text_column": recipe.text_column,
@@ -35,7 +94,7 @@ def classifier_texts(recipe: DistillationRecipe) -> tuple[dict[str, datasets.Dat
     else:
         held_out = load_labelled(recipe.eval, **options)
     test = held_out if recipe.test is None else load_labelled(recipe.test, **options)
-    names = label_names(train["label"])
+    names = _in_teachers_order(recipe, config, label_names(train["label"]))
     texts = {"train": train, "eval": held_out, "test": test}
     return {part: numbered(rows, names, part) for part, rows in texts.items()}, names
 
@@ -62,30 +121,15 @@ def teacher_tokenizer(recipe: DistillationRecipe) -> Any:
         raise ValueError(f"teacher: {recipe.teacher!r} has no tokenizer: {error}") from error
 
 
-def classifier_teacher(recipe: DistillationRecipe, names: Sequence[str]) -> Any:
-    """The recipe's teacher: a classifier of these classes, or an encoder with a new head for them.
+def classifier_teacher(recipe: DistillationRecipe, config: Any, names: Sequence[str]) -> Any:
+    """The recipe's teacher: a classifier, or an encoder with a new head for the rows' classes.
 
-    Raises:
-        ValueError: a folder without a model; an encoder that nobody trains (`teacher_epochs`); a
-            classifier of other classes.
+    Args:
+        recipe: where the teacher is.
+        config: the teacher's, `teacher_config(recipe)`.
+        names: the rows' classes, from `classifier_texts`; numbers leave a classifier its names.
     """
-    try:
-        config = AutoConfig.from_pretrained(recipe.teacher)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"teacher: {recipe.teacher!r} cannot be opened: {error}") from error
-    is_classifier = "Classification" in ((config.architectures or [""])[0])
-    if not is_classifier and recipe.teacher_epochs is None:
-        raise ValueError(
-            f"teacher: {recipe.teacher!r} is no classifier; give one, or train it on the same rows "
-            "first: --teacher_epochs 3"
-        )
-    if is_classifier and config.num_labels != len(names):
-        raise ValueError(
-            f"teacher: {recipe.teacher!r} tells {config.num_labels} classes apart, the rows have "
-            f"{len(names)}: {', '.join(names[:10])}"
-        )
-    config.num_labels = len(names)
-    if not is_classifier:
+    if not (_is_classifier(config) and _are_numbers(names)):
         config.id2label = dict(enumerate(names))
         config.label2id = {name: number for number, name in enumerate(names)}
     return AutoModelForSequenceClassification.from_pretrained(

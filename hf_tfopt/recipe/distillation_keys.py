@@ -35,14 +35,18 @@ class ClassifierKeys:
         None, "train the teacher on the same rows first, for so many passes", POSITIVE
     )
     teacher_learning_rate: float | None = key(
-        None, "teacher_epochs only: the highest learning rate of the teacher's AdamW", POSITIVE
+        None, "teacher_epochs only: the highest learning rate while the teacher trains", POSITIVE
     )
     layers: str | None = key(
         None, "the teacher's layers that the student is made of: 0,2,4; none: every second one"
     )
-    temperature: float = key(2.0, "above 1 the teacher's less likely answers count more", POSITIVE)
+    temperature: float | None = key(
+        None, "alpha above 0: above 1 the teacher's less likely answers count more", POSITIVE
+    )
     alpha: float = key(0.5, "the teacher's share of the loss; 0: labels alone", FROM_ZERO_TO_ONE)
-    divergence: str = key("kl", "from teacher to student", one_of(*DIVERGENCES))
+    divergence: str | None = key(
+        None, "alpha above 0: from teacher to student", one_of(*DIVERGENCES)
+    )
 
     train: str = key("", "labelled texts: .csv, .tsv, .jsonl, .parquet or a datasets name")
     eval: str | None = key(None, "held-out ones; none: eval_fraction of the training rows")
@@ -80,9 +84,20 @@ class DistillationRecipe(TrainingKeys, ClassifierKeys):
             # a student begins with its teacher's weights: between fine-tuning and pre-training
             "learning_rate": (True, 2e-4, ""),
             "teacher_learning_rate": (is_trained_here, 1e-4, "with teacher_epochs"),
+            "temperature": (self.alpha > 0, 2.0, "with alpha above 0"),
+            "divergence": (self.alpha > 0, "kl", "with alpha above 0"),
             "eval_fraction": (self.eval is None, 0.1, "where eval is not given"),
             "output_dir": (True, "runs/distilled", ""),
         }
+
+    def of_teacher(self) -> "DistillationRecipe":
+        """How the teacher is trained first: as the student, at its own rate for its own epochs."""
+        return dataclasses.replace(
+            self,
+            max_steps=None,
+            num_train_epochs=self.teacher_epochs,
+            learning_rate=self.teacher_learning_rate,
+        )
 
     def layer_numbers(self) -> list[int] | None:
         """The teacher's layers that the student keeps, counted from 0; None: every second one.
@@ -102,6 +117,17 @@ class DistillationRecipe(TrainingKeys, ClassifierKeys):
         return None if self.columns is None else [c.strip() for c in self.columns.split(",")]
 
 
+def _sets_aside(changed: Mapping[str, Any]) -> set[str]:
+    """The keys that nothing reads any more, now that these are as they are."""
+    aside = {
+        "temperature": changed.get("alpha") == 0,
+        "divergence": changed.get("alpha") == 0,
+        "teacher_learning_rate": changed.get("teacher_epochs", 1) is None,
+        "eval_fraction": changed.get("eval") is not None,
+    }
+    return {name for name, is_aside in aside.items() if is_aside}
+
+
 def load_distillation(
     source: str | Path | None, overrides: Mapping[str, str] | None = None
 ) -> DistillationRecipe:
@@ -116,4 +142,4 @@ def load_distillation(
     """
     below = {} if source is None else file_values(DistillationRecipe, str(source), {})
     given = values_from_texts(DistillationRecipe, overrides or {})
-    return DistillationRecipe(**laid_over(below, given))
+    return DistillationRecipe(**laid_over(below, given, _sets_aside))

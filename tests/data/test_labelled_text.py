@@ -77,6 +77,12 @@ def test_bad_rows_are_refused(row: str, message: str, tmp_path: Path) -> None:
         load_labelled(path)
 
 
+def test_numbers_written_as_text_stay_in_their_order() -> None:
+    numbers = [str(number) for number in range(12)]
+    assert label_names(sorted(numbers)) == numbers, "by the alphabet 10 is before 2"
+    assert label_names(["1", "10"]) == ["1", "10"], "with gaps they are names"
+
+
 def test_classes_are_two_or_more_and_without_gaps() -> None:
     with pytest.raises(ValueError, match="there is one class only"):
         label_names([1, 1])

@@ -19,6 +19,7 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    TrainerCallback,
 )
 
 from hf_tfopt.data.tokenizer import train_tokenizer
@@ -136,6 +137,80 @@ def test_it_learns_from_the_teacher_it_trains_first(place: Path, tmp_path: Path)
     assert not (out / "teacher.unfinished").exists()
 
 
+def prepared(place: Path, out: Path, *more: str, **keys: Any) -> Any:
+    given = [*flags(place, out, **keys), *more]
+    return distill.prepare(*distill.distillation_from_command_line(given))
+
+
+def renamed(place: Path, folder: Path, names: list[str]) -> Path:
+    """The classifier, its outputs called otherwise."""
+    shutil.copytree(place / "classifier", folder)
+    found = json.loads((folder / "config.json").read_text())
+    found["id2label"] = dict(enumerate(names))
+    found["label2id"] = {name: number for number, name in enumerate(names)}
+    (folder / "config.json").write_text(json.dumps(found))
+    return folder
+
+
+def test_rows_are_numbered_as_the_teacher_numbers_its_classes(place: Path, tmp_path: Path) -> None:
+    out, teacher = tmp_path / "out", renamed(place, tmp_path / "teacher", ["good", "bad"])
+    ready = prepared(place, out, teacher=teacher, max_steps=1)
+    wanted = [["good", "bad"].index(name) for _, name in sentences(96, len("train"))]
+    assert list(ready.rows["train"]["labels"]) == wanted
+    distill.run(ready)
+    config = AutoModelForSequenceClassification.from_pretrained(out).config
+    assert (config.id2label, config.label2id) == ({0: "good", 1: "bad"}, {"good": 0, "bad": 1})
+
+
+def test_a_teacher_without_names_takes_those_of_the_rows(place: Path, tmp_path: Path) -> None:
+    teacher = renamed(place, tmp_path / "teacher", ["LABEL_0", "LABEL_1"])
+    config = prepared(place, tmp_path / "out", teacher=teacher).teacher.config
+    assert (config.id2label, config.label2id) == ({0: "bad", 1: "good"}, {"bad": 0, "good": 1})
+
+
+def test_numbers_are_the_teachers_whatever_it_calls_them(place: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n" + "fine,1\ndull,0\n" * 8)
+    teacher = renamed(place, tmp_path / "teacher", ["up", "down"])
+    ready = prepared(place, tmp_path / "out", teacher=teacher, train=rows, eval=rows)
+    assert list(ready.rows["train"]["labels"]) == [1, 0] * 8
+    assert ready.teacher.config.id2label == {0: "up", 1: "down"}
+
+
+def test_a_teacher_that_calls_its_classes_otherwise_is_refused(place: Path, tmp_path: Path) -> None:
+    teacher = renamed(place, tmp_path / "teacher", ["up", "down"])
+    with pytest.raises(ValueError, match="knows the classes up, down; those of the rows are bad"):
+        distill.main(flags(place, tmp_path / "out", teacher=teacher))
+
+
+@pytest.mark.invariant
+@pytest.mark.parametrize("step", [1, 5])
+def test_a_teacher_that_was_stopped_goes_on(
+    step: int, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    keys = {"teacher": place / "encoder", "teacher_epochs": 0.5, "max_steps": 2}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    distill.main(flags(place, whole, **keys))
+
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == step:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(distill, "ProgressBar", Stop)
+        with pytest.raises(KeyboardInterrupt):
+            distill.main(flags(place, cut, **keys))
+    assert not (cut / "teacher").exists()
+    distill.main([*flags(place, cut, **keys), "--resume"])
+    begun = "Going on from checkpoint-4" if step == 5 else "No checkpoint yet: from step 0"
+    assert f"Teacher    {begun}" in capsys.readouterr().out
+    for name in ("teacher/model.safetensors", "model.safetensors"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+    assert not (cut / "teacher.unfinished").exists()
+    assert not [*(cut / "teacher").glob("checkpoint*"), *(cut / "teacher").glob("*.bin")]
+
+
 @pytest.mark.invariant
 def test_stop_and_resume_equals_never_stopped(place: Path, tmp_path: Path) -> None:
     out, cut = tmp_path / "out", tmp_path / "cut"
@@ -146,18 +221,16 @@ def test_stop_and_resume_equals_never_stopped(place: Path, tmp_path: Path) -> No
     for left in ("metrics.json", "model.safetensors", "run.json"):
         (cut / left).unlink()
     distill.main([*flags(place, cut), "--resume"])
-    ours, theirs = (
-        AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
-        for folder in (cut, out)
-    )
-    for name, weight in theirs.items():
-        assert torch.equal(ours[name], weight), name
+    assert (cut / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="is finished, with 6 steps: give more --max_steps"):
+        prepared(place, cut, "--resume")
 
 
 def test_two_processes_make_one_student(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command = [*launch, "--master_port", "29611", str(SCRIPT), *flags(place, out, max_steps=2)]
+    keys = {"teacher": place / "encoder", "teacher_epochs": 0.3, "max_steps": 2}
+    command = [*launch, "--master_port", "29611", str(SCRIPT), *flags(place, out, **keys)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((out / "metrics.json").read_text())["steps"] == 2
@@ -168,7 +241,13 @@ def test_two_processes_make_one_student(place: Path, tmp_path: Path) -> None:
     ("keys", "message"),
     [
         ({"teacher": "encoder"}, "is no classifier; give one, or train it"),
-        ({"teacher": "nowhere"}, "has no tokenizer"),
+        ({"teacher": "nowhere"}, "cannot be opened"),
+        (
+            {"teacher_epochs": 1, "warmup_steps": 20, "max_steps": 40},
+            "teacher_epochs 1: warmup_steps 20 are more than the whole run of 12 steps",
+        ),
+        ({"alpha": 0, "temperature": 7}, "temperature: given, but it is read only with alpha"),
+        ({"alpha": 0, "divergence": "jsd"}, "divergence: given, but it is read only with alpha"),
         ({"layers": "0,9"}, "must be rising numbers from 0 to 3"),
         ({"layers": "two"}, "expected numbers such as 0,2,4"),
         ({"alpha": 2}, "must be from 0 to 1"),
@@ -186,6 +265,17 @@ def test_mistakes_end_before_anything_is_trained(
     with pytest.raises(ValueError, match=message):
         distill.main(flags(place, tmp_path / "out", **keys))
     assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.rglob("recipe.yaml"))
+
+
+def test_options_that_nothing_reads_are_none_and_laid_aside(tmp_path: Path) -> None:
+    both = DistillationRecipe(teacher="t", train="x.csv", teacher_epochs=1)
+    assert (both.temperature, both.divergence, both.eval_fraction) == (2.0, "kl", 0.1)
+    (tmp_path / "recipe.yaml").write_text(both.to_yaml())
+    changed = {"alpha": "0", "eval": "y.csv", "teacher_epochs": "none"}
+    alone = load_distillation(tmp_path / "recipe.yaml", changed)
+    assert (alone.temperature, alone.divergence) == (None, None)
+    assert (alone.eval_fraction, alone.teacher_learning_rate) == (None, None)
 
 
 def test_teacher_and_rows_must_be_named() -> None:
