@@ -11,11 +11,19 @@ def rows(num_rows: int, seed: int) -> dict[str, torch.Tensor]:
     return batch_for(None, num_rows, seed)
 
 
+def few(num_rows: int, seed: int) -> dict[str, torch.Tensor]:
+    """Most rows without any label: most batches of one, and a process's part of the first step."""
+    batch = rows(num_rows, seed)
+    batch["labels"][torch.arange(num_rows) % 6 != 0] = -100
+    return batch
+
+
 CASES = {
     **{name: Case(lambda name=name: tiny(name), rows, LanguageModeling) for name in TINY},
     "smoothing": Case(
         lambda: tiny("bert"), rows, lambda: LanguageModeling(label_smoothing=0.1, z_loss=1e-2)
     ),
+    "few labels": Case(lambda: tiny("bert"), few, LanguageModeling),
     "focal": Case(lambda: tiny("gpt2"), rows, lambda: LanguageModeling(focal_gamma=2.0)),
     "full logits": Case(lambda: tiny("t5"), rows, lambda: LanguageModeling(at_head=False)),
 }
