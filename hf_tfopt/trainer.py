@@ -249,10 +249,13 @@ class TfoptMixin(Trainer):
 
     def _target_names(self) -> Sequence[str]:
         objective = self.training_objective
-        return (*self.label_names, "labels") if objective is None else objective.targets
+        if objective is None or not self._is_prepared:  # which may not know them before
+            return (*self.label_names, "labels")
+        return objective.targets
 
     def _has_targets(self, batch: Mapping[str, Any]) -> bool:
-        return any(name in batch and has_target(batch[name]) for name in self._target_names())
+        known = [batch[name] for name in self._target_names() if name in batch]
+        return not known or any(map(has_target, known))
 
     def evaluation_loop(
         self,
