@@ -16,7 +16,7 @@ from hf_tfopt.losses.cross_entropy import (
     cross_entropy,
 )
 from hf_tfopt.losses.divergence import DivergenceForm, TopClasses, divergence_of_rows
-from hf_tfopt.losses.head import LinearHead
+from hf_tfopt.losses.head import LinearHead, LogitTail
 from hf_tfopt.losses.labels import check_labels
 from hf_tfopt.losses.linear_head import CHUNK_BYTES, BlockLoss, compute_type, linear_loss
 from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum
@@ -64,18 +64,8 @@ class HeadRows:
         wide = torch.promote_types(products.dtype, torch.float32)
         head = self.head
         bias = None if head.bias is None else head.bias.detach().to(wide)
-
-        def block_logits(block: slice) -> Tensor:
-            logits = products[block].to(wide)
-            if head.scale != 1.0:
-                logits = logits * head.scale
-            if bias is not None:
-                logits = logits + bias
-            return (
-                logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
-            )
-
-        return block_logits
+        tail = LogitTail(head.scale, head.softcap, bias)
+        return lambda block: tail(products[block].to(wide))
 
 
 def distillation(

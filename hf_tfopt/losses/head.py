@@ -33,7 +33,8 @@ class LogitTail:
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Logits [..., V] of the output embedding -> logits of the model."""
-        logits = logits * self.scale
+        if self.scale != 1.0:
+            logits = logits * self.scale
         if self.bias is not None:
             logits = logits + self.bias
         if self.softcap is not None:
@@ -77,10 +78,7 @@ class LinearHead:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., H] -> logits [..., V]."""
-        logits = self.scale * F.linear(hidden, self.weight)
-        if self.bias is not None:
-            logits = logits + self.bias
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+        return LogitTail(self.scale, self.softcap, self.bias)(F.linear(hidden, self.weight))
 
 
 UseRows = Callable[[Tensor, LinearHead | None], Terms]
