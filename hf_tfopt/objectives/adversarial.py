@@ -22,20 +22,19 @@ from hf_tfopt.losses.perturbation import direction, projected
 from hf_tfopt.losses.reduction import Terms, combine
 from hf_tfopt.objectives.base import Objective
 from hf_tfopt.objectives.perturbed_embeddings import (
+    OnEmbeddings,
     Perturbation,
     ascent,
-    input_embedding,
     refuse_compiled,
-    token_ids,
     zeros,
 )
-from hf_tfopt.objectives.wrapping import Wrapping, check_positive, check_steps
+from hf_tfopt.objectives.wrapping import check_positive, check_steps
 
 PREFIX = "adversarial_"
 _Item = TypeVar("_Item")
 
 
-class _Adversarial(Wrapping):
+class _Adversarial(OnEmbeddings):
     """What the three have in common: perturbed terms and one step up the loss."""
 
     def __init__(self, objective: Objective, epsilon: float, steps: int, step_size: float):
@@ -47,14 +46,8 @@ class _Adversarial(Wrapping):
         self.step_size = step_size
         self.names: tuple[str, ...] = ()  # of the wrapped objective's terms
 
-    def bind(self, module: nn.Module) -> None:
-        """Bind the wrapped objective; refuse a model without token embeddings."""
-        input_embedding(module)
-        super().bind(module)
-
     def prepare(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
         """Prepare the wrapped objective; refuse a batch without token ids."""
-        token_ids(batch)
         super().prepare(model, batch)
         self.names = tuple(self.objective.counts(batch))
 

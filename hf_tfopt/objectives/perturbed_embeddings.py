@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from hf_tfopt.losses.perturbation import Examples, end_to_end_examples, padded_examples
+from hf_tfopt.objectives.wrapping import Wrapping
 
 
 class Perturbation:
@@ -120,6 +121,20 @@ class Perturbation:
         if num_copies == 2:
             shift = torch.cat([torch.zeros_like(shift), shift])
         return embeds + shift.to(embeds.dtype).view_as(embeds)
+
+
+class OnEmbeddings(Wrapping):
+    """An objective that perturbs token embeddings: refuses models and batches that have none."""
+
+    def bind(self, module: nn.Module) -> None:
+        """Bind the wrapped objective; refuse a model without token embeddings."""
+        input_embedding(module)
+        super().bind(module)
+
+    def prepare(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
+        """Prepare the wrapped objective; refuse a batch without token ids."""
+        token_ids(batch)
+        super().prepare(model, batch)
 
 
 def input_embedding(module: nn.Module) -> nn.Module:

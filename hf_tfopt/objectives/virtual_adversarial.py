@@ -26,16 +26,15 @@ from hf_tfopt.objectives.paired_outputs import (
     symmetric_divergence,
 )
 from hf_tfopt.objectives.perturbed_embeddings import (
+    OnEmbeddings,
     Perturbation,
     ascent,
-    input_embedding,
     refuse_compiled,
-    token_ids,
 )
 from hf_tfopt.objectives.wrapping import check_positive, check_steps
 
 
-class _PerturbedConsistency(Consistency):
+class _PerturbedConsistency(OnEmbeddings, Consistency):
     """Clean and perturbed in one pass, after the perturbation was looked for."""
 
     def __init__(self, objective: Objective, weight: float, steps: int, seed: int):
@@ -44,16 +43,6 @@ class _PerturbedConsistency(Consistency):
         super().__init__(objective, weight)
         self.steps = steps
         self.seed = seed
-
-    def bind(self, module: nn.Module) -> None:
-        """Bind the wrapped objective; refuse a model without token embeddings."""
-        input_embedding(module)
-        super().bind(module)
-
-    def prepare(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
-        """Prepare the wrapped objective; refuse a batch without token ids."""
-        token_ids(batch)
-        super().prepare(model, batch)
 
     def terms(
         self, model: nn.Module, module: nn.Module, batch: Mapping[str, Any], with_outputs: bool
