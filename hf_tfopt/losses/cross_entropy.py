@@ -151,8 +151,13 @@ def linear_cross_entropy(
 
 
 def count_of(targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """The number of labels [N], or the sum of their classes' weights, as a scalar."""
+    """The number of labels [N], or the sum of their classes' weights, as a scalar.
+
+    Raises:
+        ValueError: a label without a weight.
+    """
     if class_weights is not None:
+        check_labels(targets, class_weights.numel(), IGNORE_INDEX)
         return class_weights.to(targets.device)[targets].sum()
     return torch.tensor(targets.numel(), device=targets.device)
 

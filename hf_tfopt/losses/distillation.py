@@ -14,6 +14,7 @@ from hf_tfopt.losses.cross_entropy import (
     CrossEntropyRows,
     count_of,
     cross_entropy,
+    linear_cross_entropy,
 )
 from hf_tfopt.losses.divergence import DivergenceForm, TopClasses, divergence_of_rows
 from hf_tfopt.losses.head import LinearHead, LogitTail
@@ -74,6 +75,7 @@ def distillation(
     teacher: Tensor | TopClasses,
     form: DivergenceForm,
     hard: CrossEntropyForm = CrossEntropyForm(),  # noqa: B008  # frozen
+    class_weights: Tensor | None = None,
 ) -> dict[str, LossSum]:
     """The two terms of distillation from full logits, each a sum over the rows and their number.
 
@@ -83,10 +85,11 @@ def distillation(
         teacher: logits [n, C] of the same positions, or its likeliest classes there.
         form: the divergence; its term is `distillation`, times T².
         hard: of the term `cross_entropy`.
+        class_weights: [C], of `cross_entropy` alone, whose count is then the labels' weights' sum.
     """
     each = divergence_of_rows(logits, teacher, form)
-    hard_term = cross_entropy(logits, labels, **vars(hard))
-    return {"cross_entropy": hard_term, "distillation": LossSum(each.sum(), hard_term.count)}
+    hard_term = cross_entropy(logits, labels, **vars(hard), class_weights=class_weights)
+    return {"cross_entropy": hard_term, "distillation": LossSum(each.sum(), count_of(labels))}
 
 
 def linear_distillation(
@@ -97,14 +100,17 @@ def linear_distillation(
     form: DivergenceForm,
     alpha: float,
     hard: CrossEntropyForm = CrossEntropyForm(),  # noqa: B008  # frozen
+    class_weights: Tensor | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> dict[str, LossSum]:
     """The two terms of distillation straight from hidden states, through the head in chunks.
 
-    Their values are those of `distillation(head(hidden), labels, teacher's logits, form, hard)`.
-    Only the gradient of `(1 - alpha) * cross_entropy + alpha * distillation` is made, once, and
-    one of the two sums carries all of it: they are to be added with just these weights, and divided
-    by the same count. Cannot be differentiated twice.
+    Their values are those of `distillation(head(hidden), labels, teacher's logits, form, hard,
+    class_weights)`. Only the gradient of `(1 - alpha) * cross_entropy + alpha * distillation` is
+    made, once, and one of the two sums carries all of it: they are to be added with just these
+    weights, and divided by the same count. With class weights the counts differ, and each sum has
+    a gradient of its own: twice the memory of the weight's gradient, and the student's logits made
+    twice. Cannot be differentiated twice.
 
     Args:
         hidden: [n, H], of the student, at labelled positions.
@@ -114,8 +120,25 @@ def linear_distillation(
         form: the divergence.
         alpha: α in [0, 1].
         hard: of the term `cross_entropy`.
+        class_weights: [V], of `cross_entropy` alone, whose count is then the labels' weights' sum.
         chunk_bytes: size of the student's logits held at once; the teacher's are as large.
     """
+    if class_weights is not None:
+        of_labels = linear_cross_entropy(
+            hidden,
+            head.weight,
+            labels,
+            head.bias,
+            **vars(hard),
+            class_weights=class_weights,
+            logit_scale=head.scale,
+            softcap=head.softcap,
+            chunk_bytes=chunk_bytes,
+        )
+        of_teacher = linear_distillation(
+            hidden, head, labels, teacher, form, float(alpha > 0), chunk_bytes=chunk_bytes
+        )
+        return {**of_teacher, "cross_entropy": of_labels}
     check_labels(labels, head.weight.shape[0], IGNORE_INDEX)
     weights = (1 - alpha, alpha)
     rule = _DistillationRows(CrossEntropyRows(labels, hard, None), teacher, form, weights)

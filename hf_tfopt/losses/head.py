@@ -52,12 +52,14 @@ class HeadPlan:
         head: the output embedding, replaced by the loss; None: it returns logits as ever.
         tail: what the model does to the logits afterwards.
         is_shifted: position i is trained on the label of position i + 1 (causal models).
+        num_classes: V, the logits of a position; 0 where they were not measured.
     """
 
     body: str | None
     head: str | None
     tail: LogitTail = LogitTail()
     is_shifted: bool = False
+    num_classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,18 +143,22 @@ def forward_at_head(
     return {n: term._replace(sum=term.sum + anchor) for n, term in caught[-1].items()}, outputs
 
 
-def cross_entropy_at_head(targets: Tensor, form: CrossEntropyForm) -> UseRows:
+def cross_entropy_at_head(
+    targets: Tensor, form: CrossEntropyForm, class_weights: Tensor | None = None
+) -> UseRows:
     """For `forward_at_head`: the one term `cross_entropy` of the rows' `targets` [n]."""
 
     def use(rows: Tensor, head: LinearHead | None) -> Terms:
         if head is None:
-            return {"cross_entropy": cross_entropy(rows, targets, **vars(form))}
+            term = cross_entropy(rows, targets, **vars(form), class_weights=class_weights)
+            return {"cross_entropy": term}
         term = linear_cross_entropy(
             rows,
             head.weight,
             targets,
             head.bias,
             **vars(form),
+            class_weights=class_weights,
             logit_scale=head.scale,
             softcap=head.softcap,
         )

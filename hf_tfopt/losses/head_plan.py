@@ -48,7 +48,8 @@ def plan_head(model: nn.Module, batch: Mapping[str, Any], labels: Tensor) -> Hea
     try:
         with torch.no_grad():
             logits = logits_of(model(**example))
-            plan = HeadPlan(None, None, is_shifted=_is_shifted(model, example, row_labels, logits))
+            is_shifted = _is_shifted(model, example, row_labels, logits)
+            plan = HeadPlan(None, None, is_shifted=is_shifted, num_classes=logits.shape[-1])
             targets = shift(row_labels) if plan.is_shifted else row_labels
             expected = logits.reshape(-1, logits.shape[-1])[targets.reshape(-1) != IGNORE_INDEX]
             for body in (*_bodies(model), None):

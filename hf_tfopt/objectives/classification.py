@@ -11,6 +11,7 @@ from hf_tfopt.losses.elementwise import binary_cross_entropy, squared_error
 from hf_tfopt.losses.head import logits_of
 from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum, Terms, divide
 from hf_tfopt.objectives.base import Objective
+from hf_tfopt.objectives.class_weights import ClassWeights
 from hf_tfopt.registry import check_name
 
 # The host's names (`config.problem_type`), and the term that each one trains.
@@ -35,7 +36,8 @@ class Classification(Objective):
     Args:
         label_smoothing: ε in [0, 1), the ε / C form (ε / 2 for several labels at once); this and
             the next three while training only: evaluation is plain.
-        class_weights: one for each class; the count is then the sum of the labels' weights.
+        class_weights: one for each class, at least 0; the count is then the sum of the labels'
+            weights.
         focal_gamma: γ of the factor (1 - p)^γ, at least 0; not with label_smoothing.
         z_loss: factor of `logsumexp(logits)²`, at least 0; of single labels.
         problem: a name of `PROBLEMS`; None: the model's `config.problem_type`, or as the host
@@ -52,13 +54,13 @@ class Classification(Objective):
     def __init__(
         self,
         label_smoothing: float = 0.0,
-        class_weights: Sequence[float] | None = None,
+        class_weights: Sequence[float] | Tensor | None = None,
         focal_gamma: float = 0.0,
         z_loss: float = 0.0,
         problem: str | None = None,
     ):
         self.form = CrossEntropyForm(label_smoothing, z_loss, focal_gamma)
-        self.class_weights = None if class_weights is None else _checked_weights(class_weights)
+        self.class_weights = ClassWeights(class_weights)
         self._given = None if problem is None else check_name("problem", problem, PROBLEMS)
         self.problem = self._given
         self.num_labels = 0
@@ -87,15 +89,16 @@ class Classification(Objective):
         """The number of labels (elements, where examples have several), or their weights' sum."""
         assert self.problem is not None, "prepare() comes first"
         labels: Tensor = batch["labels"]
+        weights = self.class_weights.on(labels.device)
         if labels.is_floating_point():
             self._check_numbers(labels)
-            weights = torch.ones_like(labels) if self.class_weights is None else self.class_weights
+            weights = torch.ones_like(labels) if weights is None else weights
             count = (weights.to(labels) * ~labels.isnan()).sum()
         elif self.problem == "regression":
             count = (labels != IGNORE_INDEX).sum()
         else:
             targets = labels[labels != IGNORE_INDEX]
-            count = count_of(targets, self.class_weights)
+            count = count_of(targets, weights)
         return {PROBLEMS[self.problem]: count}
 
     def terms(
@@ -109,7 +112,7 @@ class Classification(Objective):
 
     def _term(self, logits: Tensor, labels: Tensor, is_plain: bool) -> LossSum:
         form = CrossEntropyForm() if is_plain else self.form
-        weights = None if is_plain else self.class_weights
+        weights = None if is_plain else self.class_weights.on(logits.device)
         if self.problem == "regression":
             return squared_error(logits, labels)
         if self.problem == "single_label_classification":
@@ -136,23 +139,17 @@ class Classification(Objective):
                 f"labels are {labels.dtype}; several labels at once are fractions, 0.0 or 1.0 for "
                 "each class (torch.float)"
             )
-        weights = self.class_weights
         if self.problem == "multi_label_classification" and self.form.z_loss:
             raise ValueError(
                 f"z_loss is {self.form.z_loss}, but several labels at once have no softmax whose "
                 "normaliser it would keep small; leave it out"
             )
-        if self.problem == "regression" and (
-            weights is not None or self.form != CrossEntropyForm()
-        ):
+        if self.problem == "regression" and (self.class_weights or self.form != CrossEntropyForm()):
             raise ValueError(
                 "label_smoothing, class_weights, focal_gamma and z_loss are for classes; this is a "
                 "regression (say problem='single_label_classification' if it is not)"
             )
-        if weights is not None and len(weights) != self.num_labels:
-            raise ValueError(
-                f"{len(weights)} class_weights for a model with {self.num_labels} classes"
-            )
+        self.class_weights.check_number(self.num_labels, f"a model with {self.num_labels} classes")
 
 
 def _problem(config: Any, labels: Tensor) -> str:
@@ -163,16 +160,6 @@ def _problem(config: Any, labels: Tensor) -> str:
         return "regression"
     is_class = not labels.is_floating_point()
     return "single_label_classification" if is_class else "multi_label_classification"
-
-
-def _checked_weights(weights: Sequence[float]) -> Tensor:
-    checked = torch.as_tensor(weights, dtype=torch.float32)
-    if checked.dim() != 1 or not bool((checked >= 0).all()) or not bool(checked.any()):
-        raise ValueError(
-            f"class_weights are {weights}; they must be one number for each class, at least 0, and "
-            "not all 0"
-        )
-    return checked
 
 
 def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Distillation(Objective):
             `HiddenStates`, `AttentionMaps`, `Relations`, `CosineStates`. Of text models with one
             stack of layers: an encoder-decoder (T5, BART) is distilled without features.
         objective: the loss on labels, with its options: a `LanguageModeling` or a `Classification`;
-            None: the one that suits the student.
+            None: the one that suits the student. Class weights are of this term alone.
         tokenizer: the student's; like `teacher_tokenizer` it is found where the model was loaded
             from a folder that has one. Where both are known every token is compared.
         teacher_tokenizer: the teacher's.
@@ -186,11 +186,15 @@ class Distillation(Objective):
         assert task.plan is not None, "prepare() comes first"
         targets = task.labels(batch).reshape(-1).index_select(0, index)
         inputs = model_inputs(module, batch)
+        weights = task.class_weights.on(targets.device)
 
         def use(rows: Tensor, head: LinearHead | None) -> Terms:
             if head is None:
-                return distillation(rows, targets, _all(said, index), self.form, task.form)
-            return linear_distillation(rows, head, targets, said, self.form, self.alpha, task.form)
+                word = _all(said, index)
+                return distillation(rows, targets, word, self.form, task.form, weights)
+            return linear_distillation(
+                rows, head, targets, said, self.form, self.alpha, task.form, weights
+            )
 
         plan = HeadPlan(None, None) if with_logits else task.plan
         return forward_at_head(plan, module, lambda: model(**inputs), index, use)

@@ -1,13 +1,13 @@
 """Masked, causal and sequence-to-sequence language modelling through the loss at the head."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_tfopt.losses.cross_entropy import CrossEntropyForm, cross_entropy
+from hf_tfopt.losses.cross_entropy import CrossEntropyForm, count_of, cross_entropy
 from hf_tfopt.losses.head import (
     HeadPlan,
     cross_entropy_at_head,
@@ -19,6 +19,7 @@ from hf_tfopt.losses.head import (
 from hf_tfopt.losses.head_plan import plan_head
 from hf_tfopt.losses.reduction import IGNORE_INDEX, Terms, perplexity
 from hf_tfopt.objectives.base import Objective
+from hf_tfopt.objectives.class_weights import ClassWeights
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +32,18 @@ class LanguageModeling(Objective):
     allows it; the log says so where it does not.
 
     Args:
-        label_smoothing: ε in [0, 1), the ε / V form; this and the next two while training only:
-            evaluation is plain.
+        label_smoothing: ε in [0, 1), the ε / V form; this, the next two and class_weights while
+            training only: evaluation is plain.
         z_loss: factor of `logsumexp(logits)²`, at least 0.
         focal_gamma: γ of the factor (1 - p)^γ, at least 0; not with label_smoothing.
         at_head: False takes the loss from the model's full logits.
+        class_weights: [V], one for each of the model's logits (`config.vocab_size`), at least 0;
+            the count is then the sum of the labels' weights. Where the model's table is padded
+            beyond the tokenizer, the tokens that are never labels need one, too.
 
     Raises:
-        ValueError: an option out of its range; while preparing, no label in the first batch, or a
-            model whose own loss is not the cross-entropy of its logits.
+        ValueError: an option out of its range; while preparing, no label in the first batch, other
+            than V class_weights, or a model whose own loss is not the cross-entropy of its logits.
 
     Paper: Devlin et al. 2019, "BERT"; no difference in the loss itself. The options' papers are
     named in `losses.cross_entropy`.
@@ -51,8 +55,10 @@ class LanguageModeling(Objective):
         z_loss: float = 0.0,
         focal_gamma: float = 0.0,
         at_head: bool = True,
+        class_weights: Sequence[float] | Tensor | None = None,
     ):
         self.form = CrossEntropyForm(label_smoothing, z_loss, focal_gamma)
+        self.class_weights = ClassWeights(class_weights)
         self.at_head = at_head
         self.plan: HeadPlan | None = None
 
@@ -65,11 +71,13 @@ class LanguageModeling(Objective):
             raise ValueError(
                 f"every label of the batch is {IGNORE_INDEX}, ignored: there is nothing to train on"
             )
-        self.plan = plan_head(model, model_inputs(model, batch), labels)
+        plan = plan_head(model, model_inputs(model, batch), labels)
+        self._check_weights(type(model).__name__, plan.num_classes)
+        self.plan = plan
         if not self.at_head:
-            self.plan = HeadPlan(None, None, is_shifted=self.plan.is_shifted)
-        elif self.plan.head is None:
-            rows = "all positions" if self.plan.body is None else "the labelled positions"
+            self.plan = HeadPlan(None, None, is_shifted=plan.is_shifted)
+        elif plan.head is None:
+            rows = "all positions" if plan.body is None else "the labelled positions"
             logger.warning(
                 "%s does not end in a plain linear head: the loss is exact, but %s keep logits",
                 type(model).__name__,
@@ -77,8 +85,12 @@ class LanguageModeling(Objective):
             )
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The number of labelled positions."""
-        return {"cross_entropy": self.labels(batch).ne(IGNORE_INDEX).sum()}
+        """The number of labelled positions, or the sum of their labels' weights."""
+        labels = self.labels(batch)
+        is_target = labels.ne(IGNORE_INDEX)
+        weights = self.class_weights.on(labels.device)
+        count = is_target.sum() if weights is None else count_of(labels[is_target], weights)
+        return {"cross_entropy": count}
 
     def terms(
         self, model: nn.Module, module: nn.Module, batch: Mapping[str, Any], with_outputs: bool
@@ -98,13 +110,13 @@ class LanguageModeling(Objective):
         targets = self.labels(batch)
         inputs = model_inputs(module, batch)
         form = self.form if model.training else CrossEntropyForm()
+        weights = self.class_weights.on(targets.device) if model.training else None
         if has_logits:
             outputs = model(**inputs)
-            return {
-                "cross_entropy": cross_entropy(logits_of(outputs), targets, **vars(form))
-            }, outputs
+            term = cross_entropy(logits_of(outputs), targets, **vars(form), class_weights=weights)
+            return {"cross_entropy": term}, outputs
         index, picked = labelled_positions(targets)
-        use = cross_entropy_at_head(picked, form)
+        use = cross_entropy_at_head(picked, form, weights)
         return forward_at_head(self.plan, module, lambda: model(**inputs), index, use)
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
@@ -117,6 +129,14 @@ class LanguageModeling(Objective):
             return batch["shift_labels"]
         assert self.plan is not None, "prepare() comes first"
         return shift(batch["labels"]) if self.plan.is_shifted else batch["labels"]
+
+    def _check_weights(self, name: str, num_classes: int) -> None:
+        self.class_weights.check_number(
+            num_classes,
+            f"{num_classes} tokens: {name} gives so many logits (config.vocab_size). A tokenizer "
+            "may have fewer: the tokens beyond it, which are never labels, need a weight all the "
+            "same, such as 1",
+        )
 
 
 def model_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:

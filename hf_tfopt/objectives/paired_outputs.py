@@ -119,7 +119,12 @@ def _compare_tokens(
         if not num_labelled:
             return use(logits)
         labelled = logits[: num_labelled * len(picked)]
-        term = cross_entropy(labelled, picked.repeat(num_labelled), **vars(objective.form))
+        term = cross_entropy(
+            labelled,
+            picked.repeat(num_labelled),
+            **vars(objective.form),
+            class_weights=objective.class_weights.on(labelled.device),
+        )
         return {"cross_entropy": term, **use(logits)}
 
     inputs = model_inputs(module, copies)

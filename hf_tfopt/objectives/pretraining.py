@@ -38,11 +38,12 @@ class Pretraining(LanguageModeling):
     Evaluation also gives the accuracy of the pairs: `next_sentence_accuracy`.
 
     Args:
-        label_smoothing: ε in [0, 1), the ε / V form; this and the next two while training only:
-            evaluation is plain.
+        label_smoothing: ε in [0, 1), the ε / V form; this, the next two and class_weights while
+            training only: evaluation is plain.
         z_loss: factor of `logsumexp(logits)²`, at least 0.
         focal_gamma: γ of the factor (1 - p)^γ, at least 0; not with label_smoothing.
         at_head: False takes the words' loss from the model's full logits.
+        class_weights: [V], of the words, as in `LanguageModeling`.
 
     Raises:
         ValueError: an option out of its range; while preparing, a model without a sentence head or
@@ -82,7 +83,7 @@ class Pretraining(LanguageModeling):
             self._num_right = None
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The number of labelled positions, and that of labelled pairs."""
+        """That of `LanguageModeling`, and the number of labelled pairs."""
         assert self.head is not None, "prepare() comes first"
         labels = self.pair_labels(batch)
         check_labels(labels.masked_fill(labels == IGNORE_INDEX, 0), 2, IGNORE_INDEX)

@@ -94,6 +94,31 @@ def test_what_is_known_of_a_teacher_serves_as_its_head_does(k: int) -> None:
     assert (sums[0] == pytest.approx(sums[1])) == (k == VOCABULARY)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.8, 1.0])
+@pytest.mark.parametrize("chunk_bytes", [1, 8 * VOCABULARY * 5, 10**7])
+def test_class_weights_are_of_the_labels_alone(alpha: float, chunk_bytes: int) -> None:
+    hidden, head, teacher_hidden, teacher_head, labels = heads(scale=0.5, softcap=4.0)
+    form, hard = DivergenceForm("jsd", 2.0, 0.3), CrossEntropyForm(0.1, 1e-2)
+    class_weights = torch.linspace(0, 2, VOCABULARY).double()
+    rows = HeadRows(teacher_hidden, teacher_head)
+    ours = linear_distillation(
+        hidden, head, labels, rows, form, alpha, hard, class_weights, chunk_bytes=chunk_bytes
+    )
+    of_teacher = teacher_head(teacher_hidden).detach()
+    theirs = distillation(head(hidden), labels, of_teacher, form, hard, class_weights)
+    counts = {"cross_entropy": class_weights[labels].sum(), "distillation": NUM_ROWS}
+    assert ours.keys() == theirs.keys() == counts.keys()
+    for name, count in counts.items():
+        torch.testing.assert_close(ours[name].sum, theirs[name].sum)
+        assert float(ours[name].count) == float(theirs[name].count) == float(count)
+    weights = {"cross_entropy": 1 - alpha, "distillation": alpha}
+    inputs = (hidden, head.weight, head.bias)
+    found, wanted = (
+        torch.autograd.grad(combine(terms, weights=weights), inputs) for terms in (ours, theirs)
+    )
+    torch.testing.assert_close(found, wanted)
+
+
 def test_alpha_0_is_the_plain_loss_to_the_bit() -> None:
     hidden, head, teacher_hidden, teacher_head, labels = heads(torch.float32)
     rows = HeadRows(teacher_hidden, teacher_head)

@@ -94,7 +94,7 @@ def test_bad_options_and_labels_are_refused() -> None:
     batch = single(4, 0)
     with pytest.raises(ValueError, match="did you mean 'regression'"):
         Classification(problem="regresion")
-    with pytest.raises(ValueError, match="one number for each class, at least 0"):
+    with pytest.raises(ValueError, match=r"class_weights\[1\] is -1.0; each must be"):
         Classification(class_weights=[1.0, -1.0])
     with pytest.raises(ValueError, match="2 class_weights for a model with 3 classes"):
         prepared(model, batch, class_weights=[1.0, 2.0])

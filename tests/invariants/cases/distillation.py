@@ -9,11 +9,13 @@ from transformers import (
     PreTrainedModel,
 )
 
+from hf_tfopt.objectives.classification import Classification
 from hf_tfopt.objectives.distillation import Distillation
 from hf_tfopt.objectives.features import AttentionMaps, CosineStates, HiddenStates, Relations
 from hf_tfopt.objectives.language_modeling import LanguageModeling
 from hf_tfopt.objectives.projection import FeatureProjection
 from tests.invariants.cases import Case
+from tests.invariants.cases.language_modeling import WEIGHTS
 from tests.models import NO_DROPOUT, SIZES, batch_for, tiny
 
 NUM_CLASSES = 3
@@ -95,6 +97,13 @@ CASES = {
             objective=LanguageModeling(label_smoothing=0.1, at_head=False),
         ),
     ),
+    "distillation token weights": Case(
+        lambda: bert(BertForMaskedLM),
+        padded,
+        lambda: Distillation(
+            teacher(BertForMaskedLM), objective=LanguageModeling(class_weights=WEIGHTS)
+        ),
+    ),
     "distillation causal": Case(
         lambda: tiny("gpt2"),
         rows,
@@ -107,6 +116,14 @@ CASES = {
         lambda: bert(BertForSequenceClassification, **LABELS),
         sequences,
         lambda: Distillation(teacher(BertForSequenceClassification, **LABELS), alpha=0.7),
+    ),
+    "distillation class weights": Case(
+        lambda: bert(BertForSequenceClassification, **LABELS),
+        sequences,
+        lambda: Distillation(
+            teacher(BertForSequenceClassification, **LABELS),
+            objective=Classification(class_weights=[0.5, 1.0, 3.0]),
+        ),
     ),
     "distillation tokens": Case(
         lambda: bert(BertForTokenClassification, **LABELS),

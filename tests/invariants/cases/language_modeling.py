@@ -4,7 +4,10 @@ import torch
 
 from hf_tfopt.objectives.language_modeling import LanguageModeling
 from tests.invariants.cases import Case
-from tests.models import TINY, batch_for, tiny
+from tests.models import TINY, VOCABULARY, batch_for, tiny
+
+# 0 for some tokens; the labels of one row weigh much more than those of another.
+WEIGHTS = torch.arange(VOCABULARY) % 7 / 3
 
 
 def rows(num_rows: int, seed: int) -> dict[str, torch.Tensor]:
@@ -25,5 +28,11 @@ CASES = {
     ),
     "few labels": Case(lambda: tiny("bert"), few, LanguageModeling),
     "focal": Case(lambda: tiny("gpt2"), rows, lambda: LanguageModeling(focal_gamma=2.0)),
+    "token weights": Case(
+        lambda: tiny("bert"), few, lambda: LanguageModeling(class_weights=WEIGHTS)
+    ),
+    "token weights causal": Case(
+        lambda: tiny("gpt2"), rows, lambda: LanguageModeling(0.1, 1e-2, class_weights=WEIGHTS)
+    ),
     "full logits": Case(lambda: tiny("t5"), rows, lambda: LanguageModeling(at_head=False)),
 }
