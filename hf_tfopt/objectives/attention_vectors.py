@@ -19,12 +19,14 @@ _MAKERS = (
     ("Wqkv",),
     ("c_attn",),
 )
+# Parts of a decoder's layer that look at the encoder: T5's, BART's, and how others call theirs.
+_CROSS = ("EncDecAttention", "encoder_attn", "cross")
 
 
 @contextmanager
-def watch_attention_vectors(model: nn.Module, layer: int) -> Generator[list[Tensor]]:
+def watch_attention_vectors(model: nn.Module, part: str, layer: int) -> Generator[list[Tensor]]:
     """A list that holds, after a forward pass, queries, keys and values [B, T, F] of a layer."""
-    makers = attention_makers(model, layer)
+    makers = attention_makers(model, part, layer)
     seen: dict[int, Tensor] = {}
     found: list[Tensor] = []
 
@@ -43,14 +45,20 @@ def watch_attention_vectors(model: nn.Module, layer: int) -> Generator[list[Tens
         yield found
 
 
-def attention_makers(model: Any, layer: int) -> list[nn.Module]:
-    """The modules whose outputs are queries, keys and values of a layer.
+def attention_makers(model: Any, part: str, layer: int) -> list[nn.Module]:
+    """The modules whose outputs are queries, keys and values of a layer's self-attention.
+
+    Args:
+        model: without wrappers.
+        part: of its `layer_stacks`.
+        layer: counted from 0.
 
     Raises:
         ValueError: none that are known.
     """
-    for part in layer_stacks(model)["encoder"].layer(model, layer):
-        modules = dict(part.named_modules())
+    for block in layer_stacks(model)[part].layer(model, layer):
+        named = block.named_modules()
+        modules = {name: each for name, each in named if not any(c in name for c in _CROSS)}
         for names in _MAKERS:
             for path in modules:
                 parent, _, name = path.rpartition(".")

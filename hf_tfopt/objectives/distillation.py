@@ -61,8 +61,8 @@ class Distillation(Objective):
         divergence: "kl" (KL(teacher‖student)), "reverse_kl" or "jsd": `losses.divergence`.
         beta: of "jsd", in (0, 1): the teacher's share of the mixture.
         features: what else to learn from inside the teacher, each a term of its own beside these:
-            `HiddenStates`, `AttentionMaps`, `Relations`, `CosineStates`. Of text models with one
-            stack of layers: an encoder-decoder (T5, BART) is distilled without features.
+            `HiddenStates`, `AttentionMaps`, `Relations`, `CosineStates`. Of text models; of an
+            encoder-decoder (T5, BART) the two stacks are compared apart: `objectives.features`.
         objective: the loss on labels, with its options: a `LanguageModeling` or a `Classification`;
             None: the one that suits the student. Class weights are of this term alone.
         tokenizer: the student's; like `teacher_tokenizer` it is found where the model was loaded
@@ -71,8 +71,8 @@ class Distillation(Objective):
 
     Raises:
         ValueError: an option out of its range; while preparing, a teacher that is the student, or
-            whose tokens, classes or task are not the student's, features of an encoder-decoder, or
-            a student whose head is neither of words nor of classes (question answering).
+            whose tokens, classes or task are not the student's, features that cannot be compared,
+            or a student whose head is neither of words nor of classes (question answering).
 
     Paper: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network",
     https://arxiv.org/abs/1503.02531, section 2. Differs: the weights of the two terms add up to 1.

@@ -1,5 +1,13 @@
-"""What a student may learn from inside its teacher: hidden states, attention maps, relations."""
+"""What a student may learn from inside its teacher: hidden states, attention maps, relations.
 
+Each is compared within one stack of layers. An encoder-decoder (T5, BART) has two, of which each is
+a term of its own, named after it: `hidden_states_encoder` and `hidden_states_decoder`, both with
+the feature's weight, the one a mean over the encoder's tokens, the other over the decoder's. There
+`layers` is {"encoder": map, "decoder": map}; what is left out is not compared, and None in place of
+a map is the default. A decoder's attention is that to itself, not the one to the encoder.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,8 +22,15 @@ from hf_tfopt.losses.features import (
 )
 from hf_tfopt.losses.reduction import LossSum
 from hf_tfopt.objectives.attention_vectors import attention_makers
-from hf_tfopt.objectives.layer_pairs import LayerMap, checked_map, last_map, uniform_map
+from hf_tfopt.objectives.layer_pairs import (
+    LayerMap,
+    StackMaps,
+    checked_map,
+    last_map,
+    uniform_map,
+)
 from hf_tfopt.objectives.projection import check_width, width_of
+from hf_tfopt.surgery.layer_stacks import layer_stacks
 
 
 @dataclass
@@ -25,12 +40,16 @@ class Shown:
     Args:
         model: without wrappers.
         outputs: its outputs.
-        relations: by layer its queries, keys and values, each [B, T, F].
+        relations: by stack and layer its queries, keys and values, each [B, T, F].
     """
 
-    model: nn.Module
+    model: Any
     outputs: Any = None
-    relations: dict[int, list[Tensor]] = field(default_factory=lambda: {})
+    relations: dict[tuple[str, int], list[Tensor]] = field(default_factory=lambda: {})
+
+    def of_stack(self, part: str, name: str) -> Sequence[Tensor]:
+        """`hidden_states` (the embeddings' output first) or `attentions` of a stack's layers."""
+        return self.outputs[f"{part}_{name}" if _has_two_stacks(self.model) else name]
 
 
 class Feature(Protocol):
@@ -39,18 +58,18 @@ class Feature(Protocol):
     name: str
     weight: float
     wanted: tuple[str, ...]  # what the models are asked to put out
-    layers: LayerMap | None
+    layers: LayerMap | StackMaps | None
 
-    def pairs(self, num_layers: tuple[int, int]) -> LayerMap:
-        """The layers to compare, of models with so many layers."""
+    def pairs(self, layers: LayerMap | None, num_layers: tuple[int, int]) -> LayerMap:
+        """The layers of a stack to compare: as given, or the default for so many layers."""
         ...
 
-    def check(self, student: Any, teacher: Any) -> None:
-        """Refuse models that cannot be compared so."""
+    def check(self, student: Any, teacher: Any, part: str) -> None:
+        """Refuse models whose stacks of that name cannot be compared so."""
         ...
 
     def distance(
-        self, student: Shown, teacher: Shown, pair: tuple[int, int], is_token: Tensor
+        self, student: Shown, teacher: Shown, part: str, pair: tuple[int, int], is_token: Tensor
     ) -> LossSum:
         """Of one pair of layers."""
         ...
@@ -65,29 +84,30 @@ class HiddenStates:
     Args:
         weight: factor of the term `hidden_states`.
         layers: {student's layer: teacher's layer}, counted from 0; -1 is the embeddings' output.
-            None: layer i of S to layer (i + 1) L / S - 1 of L.
+            None: layer i of S to layer (i + 1) L / S - 1 of L. Of an encoder-decoder {"encoder":
+            such a map, "decoder": another}.
 
     Paper: Jiao et al. 2020, "TinyBERT", https://arxiv.org/abs/1909.10351, equations 8 and 9.
     """
 
     weight: float = 1.0
-    layers: LayerMap | None = None
+    layers: LayerMap | StackMaps | None = None
     name = "hidden_states"
     wanted = ("output_hidden_states",)
 
-    def pairs(self, num_layers: tuple[int, int]) -> LayerMap:
+    def pairs(self, layers: LayerMap | None, num_layers: tuple[int, int]) -> LayerMap:
         """As given, or evenly spread."""
-        return checked_map(self.layers, uniform_map(*num_layers), num_layers, lowest=-1)
+        return checked_map(layers, uniform_map(*num_layers), num_layers, lowest=-1)
 
-    def check(self, student: Any, teacher: Any) -> None:
+    def check(self, student: Any, teacher: Any, part: str) -> None:
         """The widths are the same, or there is a projection."""
         check_width(student, width_of(teacher))
 
     def distance(
-        self, student: Shown, teacher: Shown, pair: tuple[int, int], is_token: Tensor
+        self, student: Shown, teacher: Shown, part: str, pair: tuple[int, int], is_token: Tensor
     ) -> LossSum:
         """After one layer."""
-        return hidden_state_distance(*_states(student, teacher, pair), is_token)
+        return hidden_state_distance(*_states(student, teacher, part, pair), is_token)
 
 
 @dataclass(frozen=True)
@@ -96,29 +116,30 @@ class CosineStates:
 
     Args:
         weight: factor of the term `cosine`.
-        layers: {student's layer: teacher's layer}, counted from 0; None: the last of both.
+        layers: {student's layer: teacher's layer}, counted from 0; None: the last of both. By
+            stack as in `HiddenStates`.
 
     Paper: Sanh et al. 2019, "DistilBERT", https://arxiv.org/abs/1910.01108, section 2.
     """
 
     weight: float = 1.0
-    layers: LayerMap | None = None
+    layers: LayerMap | StackMaps | None = None
     name = "cosine"
     wanted = ("output_hidden_states",)
 
-    def pairs(self, num_layers: tuple[int, int]) -> LayerMap:
+    def pairs(self, layers: LayerMap | None, num_layers: tuple[int, int]) -> LayerMap:
         """As given, or the last layers."""
-        return checked_map(self.layers, last_map(*num_layers), num_layers)
+        return checked_map(layers, last_map(*num_layers), num_layers)
 
-    def check(self, student: Any, teacher: Any) -> None:
+    def check(self, student: Any, teacher: Any, part: str) -> None:
         """The widths are the same, or there is a projection."""
         check_width(student, width_of(teacher))
 
     def distance(
-        self, student: Shown, teacher: Shown, pair: tuple[int, int], is_token: Tensor
+        self, student: Shown, teacher: Shown, part: str, pair: tuple[int, int], is_token: Tensor
     ) -> LossSum:
         """After one layer."""
-        return cosine_distance(*_states(student, teacher, pair), is_token)
+        return cosine_distance(*_states(student, teacher, part, pair), is_token)
 
 
 @dataclass(frozen=True)
@@ -136,36 +157,38 @@ class AttentionMaps:
     """
 
     weight: float = 1.0
-    layers: LayerMap | None = None
+    layers: LayerMap | StackMaps | None = None
     name = "attention_maps"
     wanted = ("output_attentions",)
 
-    def pairs(self, num_layers: tuple[int, int]) -> LayerMap:
+    def pairs(self, layers: LayerMap | None, num_layers: tuple[int, int]) -> LayerMap:
         """As given, or evenly spread."""
-        return checked_map(self.layers, uniform_map(*num_layers), num_layers)
+        return checked_map(layers, uniform_map(*num_layers), num_layers)
 
-    def check(self, student: Any, teacher: Any) -> None:
+    def check(self, student: Any, teacher: Any, part: str) -> None:
         """Both give maps, of as many heads."""
-        heads = [model.config.num_attention_heads for model in (student, teacher)]
+        heads = [_num_heads(model, part) for model in (student, teacher)]
         if heads[0] != heads[1]:
+            where = f" in the {part}" if _has_two_stacks(student) else ""
             raise ValueError(
-                f"the student has {heads[0]} attention heads and the teacher {heads[1]}: their "
-                "maps cannot be compared; Relations() need no equal number"
+                f"the student has {heads[0]} attention heads and the teacher {heads[1]}{where}: "
+                "their maps cannot be compared; Relations() need no equal number"
             )
         for who, model in (("student", student), ("teacher", teacher)):
-            how = getattr(model.config, "_attn_implementation", "eager")
-            if how != "eager":
-                raise ValueError(
-                    f"the {who}'s attention {how!r} keeps no maps: load it with "
-                    "attn_implementation='eager', or call model.set_attn_implementation('eager')"
-                )
+            for how in _attentions(model, part):
+                if how != "eager":
+                    raise ValueError(
+                        f"the {who}'s attention {how!r} keeps no maps: load it with "
+                        "attn_implementation='eager', or call "
+                        "model.set_attn_implementation('eager')"
+                    )
 
     def distance(
-        self, student: Shown, teacher: Shown, pair: tuple[int, int], is_token: Tensor
+        self, student: Shown, teacher: Shown, part: str, pair: tuple[int, int], is_token: Tensor
     ) -> LossSum:
         """Of one layer."""
-        ours, theirs = student.outputs.attentions[pair[0]], teacher.outputs.attentions[pair[1]]
-        return attention_distance(ours, theirs, is_token)
+        maps = [shown.of_stack(part, "attentions") for shown in (student, teacher)]
+        return attention_distance(maps[0][pair[0]], maps[1][pair[1]], is_token)
 
 
 @dataclass(frozen=True)
@@ -178,36 +201,35 @@ class Relations:
     Args:
         weight: factor of the term `relations`.
         layers: {student's layer: teacher's layer}, counted from 0; None: the last of both. (The
-            paper takes an upper middle layer of large teachers.)
+            paper takes an upper middle layer of large teachers.) By stack as in `HiddenStates`.
         num_heads: relation heads, a divisor of all widths; None: the student's attention heads.
 
     Paper: Wang et al. 2021, "MiniLMv2", https://arxiv.org/abs/2012.15828, section 3.
     """
 
     weight: float = 1.0
-    layers: LayerMap | None = None
+    layers: LayerMap | StackMaps | None = None
     num_heads: int | None = None
     name = "relations"
     wanted = ()
 
-    def pairs(self, num_layers: tuple[int, int]) -> LayerMap:
+    def pairs(self, layers: LayerMap | None, num_layers: tuple[int, int]) -> LayerMap:
         """As given, or the last layers."""
-        return checked_map(self.layers, last_map(*num_layers), num_layers)
+        return checked_map(layers, last_map(*num_layers), num_layers)
 
-    def check(self, student: Any, teacher: Any) -> None:
+    def check(self, student: Any, teacher: Any, part: str) -> None:
         """Both have queries, keys and values that are found."""
         for model in (student, teacher):
-            attention_makers(model, 0)
+            attention_makers(model, part, 0)
 
     def distance(
-        self, student: Shown, teacher: Shown, pair: tuple[int, int], is_token: Tensor
+        self, student: Shown, teacher: Shown, part: str, pair: tuple[int, int], is_token: Tensor
     ) -> LossSum:
         """Of one layer."""
-        config: Any = student.model.config
-        num_heads = self.num_heads or config.num_attention_heads
-        both = zip(student.relations[pair[0]], teacher.relations[pair[1]], strict=True)
+        num_heads = self.num_heads or _num_heads(student.model, part)
+        vectors = student.relations[part, pair[0]], teacher.relations[part, pair[1]]
         terms: list[LossSum] = []
-        for ours, theirs in both:
+        for ours, theirs in zip(*vectors, strict=True):
             if not ours.requires_grad:
                 raise ValueError(
                     "the student's queries have no gradient: with gradient checkpointing, set "
@@ -223,7 +245,27 @@ class Relations:
         return LossSum(torch.stack([term.sum for term in terms]).sum(), is_token.sum())
 
 
-def _states(student: Shown, teacher: Shown, pair: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _states(
+    student: Shown, teacher: Shown, part: str, pair: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
     """The hidden states after a pair of layers; after -1 the embeddings' output."""
-    ours, theirs = student.outputs.hidden_states, teacher.outputs.hidden_states
+    ours, theirs = (shown.of_stack(part, "hidden_states") for shown in (student, teacher))
     return ours[pair[0] + 1], theirs[pair[1] + 1]
+
+
+def _has_two_stacks(model: Any) -> bool:
+    return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def _num_heads(model: Any, part: str) -> int:
+    """The attention heads of a stack; `num_attention_heads` where all have as many."""
+    heads = getattr(model.config, f"{part}_attention_heads", None)
+    return model.config.num_attention_heads if heads is None else heads
+
+
+def _attentions(model: nn.Module, part: str) -> list[str]:
+    """The attention implementation of a model and of what in it holds a stack."""
+    path = layer_stacks(model)[part].lists[0].split(".")
+    holders = [model.get_submodule(".".join(path[:depth])) for depth in range(len(path))]
+    configs = [getattr(holder, "config", None) for holder in holders]
+    return [getattr(config, "_attn_implementation", "eager") for config in configs]

@@ -1,8 +1,12 @@
 """Which layer of a student is compared with which layer of its teacher."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import cast
+
+from hf_tfopt.registry import check_name
 
 LayerMap = Mapping[int, int]  # the student's layer -> the teacher's, both counted from 0
+StackMaps = Mapping[str, LayerMap | None]  # "encoder" or "decoder" -> its map; None: the default
 
 
 def uniform_map(num_student: int, num_teacher: int) -> dict[int, int]:
@@ -45,3 +49,39 @@ def checked_map(
                     f"{lowest} to {length - 1} (the map is from the student's to the teacher's)"
                 )
     return dict(layers)
+
+
+def maps_of_stacks(
+    layers: LayerMap | StackMaps | None, stacks: Iterable[str], model: str
+) -> dict[str, LayerMap | None]:
+    """The map of each stack that is compared; None is the feature's own choice.
+
+    Args:
+        layers: of a model with one stack a map, of others {stack: its map}; None: all by default.
+        stacks: their names, one or several.
+        model: the name of its class, for errors.
+
+    Raises:
+        ValueError: a stack that is not there; stacks named of a model with one, or not of others.
+    """
+    stacks = list(stacks)
+    if layers is None:
+        return dict.fromkeys(stacks)
+    named = {part: given for part, given in layers.items() if isinstance(part, str)}
+    if len(stacks) == 1:
+        if named:
+            raise ValueError(
+                f"layers={dict(layers)} names stacks of layers, and {model} has one: give its map "
+                "alone, as in layers={0: 1}, from the student's numbers to the teacher's"
+            )
+        return {stacks[0]: cast(LayerMap, layers)}
+    for part in named:
+        check_name("stack of layers", part, stacks)
+    maps = {k: v for k, v in named.items() if v is None or isinstance(v, Mapping)}
+    if len(maps) != len(layers) or not maps:
+        raise ValueError(
+            f"layers={dict(layers)}, but {model} has {' and '.join(stacks)}: say of which, as in "
+            f"layers={{{stacks[0]!r}: {{0: 1}}, {stacks[1]!r}: {{1: 3}}}}; one that is left out is "
+            "not compared, and None instead of a map is the default"
+        )
+    return maps

@@ -32,7 +32,7 @@ class FeatureProjection(TrainerCallback):
         ValueError: a student that has one already; when training begins, one that was taken away.
 
     Paper: Jiao et al. 2020, "TinyBERT", https://arxiv.org/abs/1909.10351, equation 8 (W_h, one for
-    all layers; no difference).
+    all layers, here of both an encoder and a decoder; no other difference).
     """
 
     def __init__(self, student: Any, teacher: Any, seed: int = 0):
@@ -78,9 +78,11 @@ class FeatureProjection(TrainerCallback):
 
 def _project_states(student: Any, _inputs: Any, outputs: Any) -> Any:
     """In the model's own forward, where DDP looks for what its outputs are made of."""
-    if student.training and getattr(outputs, "hidden_states", None) is not None:
-        linear = getattr(student, NAME)
-        outputs.hidden_states = tuple(linear(states) for states in outputs.hidden_states)
+    for name in ("hidden_states", "encoder_hidden_states", "decoder_hidden_states"):
+        layers = getattr(outputs, name, None)
+        if student.training and layers is not None:
+            linear = getattr(student, NAME)
+            setattr(outputs, name, tuple(linear(states) for states in layers))
     return outputs
 
 

@@ -119,8 +119,16 @@ def class_teacher(
 
 
 def teacher_inputs(teacher: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch as the teacher takes it: what it has no argument for is left out."""
-    inputs = model_inputs(teacher, batch)
+    """The batch as the teacher takes it: what it has no argument for is left out.
+
+    A classifier (BART's) makes its decoder's inputs itself, and not of its labels.
+    """
+    is_writer = getattr(teacher, "get_output_embeddings", lambda: None)() is not None
+    inputs = (
+        model_inputs(teacher, batch)
+        if is_writer
+        else {name: value for name, value in batch.items() if name != "labels"}
+    )
     parameters = inspect.signature(teacher.forward).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         known = {**inputs}

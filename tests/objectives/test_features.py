@@ -169,9 +169,6 @@ def test_refuses_other_misuses() -> None:
     student, batch = bert(BertForMaskedLM), padded(4, 0)
     with pytest.raises(ValueError, match="2 attention heads and the teacher 4"):
         Distillation(heads, features=[AttentionMaps()]).prepare(student, batch)
-    with pytest.raises(ValueError, match="one stack"):
-        pair = tiny("t5")
-        Distillation(tiny("t5", 1), features=[Relations()]).prepare(pair, padded(4, 0))
     objective = Distillation(heads, features=[Relations(num_heads=3)])
     objective.prepare(student.train(), batch)
     with pytest.raises(ValueError, match="no divisor of a width of 32"):
