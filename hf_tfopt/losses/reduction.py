@@ -33,7 +33,8 @@ def divide(total: Tensor, count: Tensor | int) -> Tensor:
             accumulated pieces of all processes.
     """
     items = torch.as_tensor(count, device=total.device)
-    return total / torch.where(items > 0, items, 1)
+    is_any = items > 0  # labels of weight 0 count for nothing, but smoothing has a sum for them
+    return torch.where(is_any, total / torch.where(is_any, items, 1), 0)
 
 
 def combine(

@@ -283,9 +283,10 @@ def test_labels_without_a_weight_are_refused_when_counted() -> None:
             objective.counts(batch)
 
 
-def test_a_batch_of_labels_that_do_not_count_teaches_nothing() -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_batch_of_labels_that_do_not_count_teaches_nothing(smoothing: float) -> None:
     model = tiny("bert").train()
-    objective, batch = prepared(model), batch_for(model)
+    objective, batch = prepared(model, label_smoothing=smoothing), batch_for(model)
     batch["labels"][batch["labels"] >= 0] = 4  # of weight 0
     loss = loss_of(objective, model, batch)
     loss.backward()
