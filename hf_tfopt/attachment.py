@@ -16,6 +16,7 @@ from hf_tfopt.losses.reduction import IGNORE_INDEX
 from hf_tfopt.objectives.base import Objective
 from hf_tfopt.schedules.for_trainer import ScheduleSpec
 from hf_tfopt.slots import (
+    adopt_callbacks,
     adopt_data,
     adopt_evaluation_weights,
     checked_schedule,
@@ -89,6 +90,7 @@ def attach(
         handler.callbacks.insert(0, callback)
         callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
     adopt_evaluation_weights(trainer)
+    adopt_callbacks(trainer)
     return trainer
 
 

@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import DefaultFlowCallback, TrainerCallback
 
+from hf_tfopt.callbacks.base import Callback, Monitor
+from hf_tfopt.callbacks.console import QUIET
 from hf_tfopt.callbacks.dataset_epochs import DatasetEpochs
 from hf_tfopt.callbacks.evaluation_weights import EvaluationWeights
 from hf_tfopt.optimizers.for_trainer import OptimizerFactory
@@ -58,6 +60,27 @@ def adopt_data(trainer: Any) -> None:
     if collator not in trainer.callback_handler.callbacks:
         trainer.callback_handler.callbacks.insert(0, collator)
         collator.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+
+
+def adopt_callbacks(trainer: Any) -> None:
+    """Put our callbacks where their numbers reach every tracker, and keep the console readable.
+
+    Behind the host's own first one, which decides what is due, and before its trackers: monitors
+    first, which see the gradients before an intervention has changed them; else in their order.
+    """
+    handler = trainer.callback_handler
+    ours = [c for c in handler.callbacks if isinstance(c, Callback)]
+    if not ours:
+        return
+    others = [c for c in handler.callbacks if not isinstance(c, Callback)]
+    ours.sort(key=lambda callback: not isinstance(callback, Monitor))
+    flow = [i for i, c in enumerate(others) if isinstance(c, DefaultFlowCallback)]
+    place = flow[0] + 1 if flow else 0
+    shown = [QUIET[type(c)]() if type(c) in QUIET else c for c in others]
+    handler.callbacks = [*shown[:place], *ours, *shown[place:]]
+    for callback in ours:
+        if not callback.is_joined:
+            callback.join(trainer)
 
 
 def adopt_evaluation_weights(trainer: Any) -> None:

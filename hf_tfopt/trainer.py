@@ -26,6 +26,7 @@ from hf_tfopt.objectives.base import Objective
 from hf_tfopt.optimizers.clipping import clip_grad_norm, is_on_one_cpu
 from hf_tfopt.schedules.for_trainer import ScheduleSpec
 from hf_tfopt.slots import (
+    adopt_callbacks,
     adopt_data,
     adopt_evaluation_weights,
     checked_schedule,
@@ -67,6 +68,7 @@ class TfoptMixin(Trainer):
         self.adopt_objective(own_way_or(self, objective))
         adopt_data(self)
         adopt_evaluation_weights(self)
+        adopt_callbacks(self)
 
     def adopt_objective(self, objective: Objective | str | None) -> None:
         """Train this objective from now on; "auto" chooses one with the first batch.
@@ -84,6 +86,12 @@ class TfoptMixin(Trainer):
         self._trained, self._evaluated = TermTotals(), TermTotals()
         if chosen is not None:
             bind_before_optimizer(self, chosen, self._module())
+
+    def add_callback(self, callback: Any) -> None:
+        """The host's; one of ours is put where its numbers reach the trackers."""
+        super().add_callback(callback)
+        if "training_objective" in vars(self):  # the host's own are added while it is made
+            adopt_callbacks(self)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The host's; `tfo.optimizer(name, lr=None)` gets the arguments' `learning_rate`."""

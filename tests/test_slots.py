@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from transformers import Trainer, TrainerCallback
+from transformers import DefaultFlowCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import HPSearchBackend
 
 import hf_tfopt as tfo
@@ -162,7 +162,8 @@ def test_callbacks_are_attached_once_and_where_they_belong(tmp_path: Path) -> No
         trainer.compute_loss_func = None
     callbacks = trainer.callback_handler.callbacks
     assert [callbacks.count(callback) for callback in given] == [1, 1]
-    assert callbacks[0] is given[0] and callbacks[-1] is given[1]
+    flow = next(i for i, c in enumerate(callbacks) if isinstance(c, DefaultFlowCallback))
+    assert callbacks[flow + 1] is given[0] and callbacks[-1] is given[1]
 
 
 def test_a_subclass_may_override_create_optimizer_as_the_host_documents_it(tmp_path: Path) -> None:

@@ -2,63 +2,49 @@
 
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from hf_tfopt.callbacks.base import Monitor
+from hf_tfopt.callbacks.training import Scalars, Training
 
 
-class GroupRates(TrainerCallback):
-    """A monitor: `lr/<group>` in every log of training, each group's `share/<group>` in the first.
+class GroupRates(Monitor):
+    """The learning rate and the weight decay of every group, as of the last update.
 
-    The host logs the rate of the first group alone. The rate is that of the last update. Groups
-    without a name go by their number. The reporters that come after it in the list of callbacks see
-    what it adds, so put it first: `tfo.attach(trainer, callbacks=[tfo.GroupRates()])`.
+    The host logs the rate of the first group alone. Groups without a name go by their number.
+
+    | name | what |
+    |---|---|
+    | `lr/<group>` | its learning rate |
+    | `weight_decay/<group>` | its decay, of groups that ever have one |
+    | `share/<group>` | its share of all weights that are trained; in the first log only |
+
+    Paper: none.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._rates: dict[str, float] = {}
         self._shares: dict[str, float] = {}
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
+    def begin(self, training: Training) -> None:
         """Count the weights of each group."""
-        sizes = {name: _size(group, model) for name, group in _named(optimizer).items()}
+        groups = _named(training.optimizer).items()
+        sizes = {name: _size(group, training.model) for name, group in groups}
         total = sum(sizes.values()) or 1
         self._shares = {f"share/{name}": size / total for name, size in sizes.items()}
         self._rates = {}
 
-    def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        """Keep the rates of the update that follows; the schedule moves them right after it."""
-        groups = _named(optimizer).items()
-        self._rates = {f"lr/{name}": float(group["lr"]) for name, group in groups}
+    def gradients(self, training: Training) -> None:
+        """Keep the numbers of the update that follows; the schedule moves them right after it."""
+        for name, group in _named(training.optimizer).items():
+            self._rates[f"lr/{name}"] = float(group["lr"])
+            decay, key = float(group.get("weight_decay", 0.0)), f"weight_decay/{name}"
+            if decay or key in self._rates:
+                self._rates[key] = decay
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Add them to what is logged, for the reporters that follow and for `log_history`."""
-        if logs is None or "loss" not in logs or not self._rates:
-            return
-        added = {**self._rates, **self._shares}
-        self._shares = {}
-        logs.update(added)
-        state.log_history[-1].update(added)
+    def scalars(self, training: Training) -> Scalars:
+        """The numbers of the last update."""
+        shares, self._shares = self._shares, {}
+        return {**self._rates, **shares} if self._rates else {}
 
 
 def _size(group: dict[str, Any], model: Any) -> int:

@@ -228,8 +228,13 @@ def _role(tensor: Tensor, owners: Sequence[nn.Module], is_head: bool) -> Role:
     return "heads" if is_head else "matrices"
 
 
+def is_normalization(module: nn.Module) -> bool:
+    """Whether a module is a normalisation, by its class."""
+    return isinstance(module, _NORM_CLASSES) or bool(_NORM_NAME.search(type(module).__name__))
+
+
 def _is_norm(owner: nn.Module, tensor: Tensor) -> bool:
-    if isinstance(owner, _NORM_CLASSES) or _NORM_NAME.search(type(owner).__name__):
+    if is_normalization(owner):
         return True
     is_map = _is_linear(owner) or isinstance(owner, _TABLES_AND_CONVOLUTIONS)
     return not is_map and tensor.numel() == max(tensor.shape)

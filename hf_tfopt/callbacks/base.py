@@ -1,0 +1,231 @@
+"""What all callbacks share: a memory that checkpoints keep, and numbers that reach every log.
+
+A `Monitor` watches: a run with it is bit-equal to one without. An `Intervention` does one named
+thing.
+"""
+
+import logging
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_tfopt.callbacks.remembered import enter, settle
+from hf_tfopt.callbacks.training import (
+    Scalars,
+    Training,
+    as_numbers,
+    check_gradients_are_seen,
+    is_due,
+    training_of,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Callback(TrainerCallback):
+    """A callback whose memory survives a stop, and whose numbers reach history and trackers.
+
+    `remembered` is a dictionary of JSON values, the same on every process. It lies in the host's
+    `TrainerState`, and so in every checkpoint; a resumed run has it back with the host's default
+    flags, for several callbacks of a class too, and where others were added or taken away. What
+    else a callback keeps begins with an underscore; its options are attributes without one, by
+    which it is known again.
+
+    A subclass overrides what it needs of `begin`, `before_step`, `gradients`, `updated`, `stepped`,
+    `ended` and `scalars`.
+    """
+
+    needs_gradients = False  # whole tensors with gradients, which some engines hide
+
+    def __init__(self) -> None:
+        self._remembered: dict[str, Any] = {}
+        self._has_begun = False
+        self._is_joined = False
+
+    @property
+    def remembered(self) -> dict[str, Any]:
+        """What checkpoints keep; change it in place."""
+        return self._remembered
+
+    def give_back(self, remembered: dict[str, Any]) -> None:
+        """Remember this from now on."""
+        self._remembered = remembered
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether `attach` or `TfoptTrainer` knows of this callback."""
+        return self._is_joined
+
+    def join(self, trainer: Any) -> None:
+        """Called by `attach` and `TfoptTrainer`: what a stock Trainer's events do not tell."""
+        self._is_joined = True
+
+    def begin(self, training: Training) -> None:
+        """Before the first step of this process, with `remembered` as it was left."""
+
+    def before_step(self, training: Training) -> None:
+        """Before the first micro-batch of a step."""
+
+    def gradients(self, training: Training) -> None:
+        """Before an update: all gradients are there, unscaled and clipped by the host."""
+
+    def updated(self, training: Training) -> None:
+        """After an update, while the gradients are still there."""
+
+    def stepped(self, training: Training) -> None:
+        """After a step, which is counted; before the host logs, evaluates or saves."""
+
+    def ended(self, training: Training) -> None:
+        """After training."""
+
+    def scalars(self, training: Training) -> Scalars:
+        """What to log beside the loss: all that is new since the last log."""
+        return {}
+
+    # The host's events, each with the promises above.
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Wait for the others: what is remembered is given back when all have spoken."""
+        self._has_begun = False
+        enter(self, state)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """`begin`, in the first epoch of this process."""
+        if self._has_begun:
+            return
+        settle(state)
+        self._has_begun = True
+        training = training_of(args, state, control, kwargs)
+        if self.needs_gradients:
+            check_gradients_are_seen(type(self).__name__, training)
+        self.begin(training)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """`before_step`."""
+        self.before_step(training_of(args, state, control, kwargs))
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """`gradients`."""
+        self.gradients(training_of(args, state, control, kwargs))
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """`updated`."""
+        self.updated(training_of(args, state, control, kwargs))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """`stepped`."""
+        self.stepped(training_of(args, state, control, kwargs))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """`ended`."""
+        self.ended(training_of(args, state, control, kwargs))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add `scalars` to what is logged of training, for `log_history` and for the trackers.
+
+        The host has put its own numbers into `log_history` already; the trackers behind this
+        callback in the list see what it adds.
+        """
+        if logs is None or "loss" not in logs or not self._has_begun:
+            return
+        found = as_numbers(self.scalars(training_of(args, state, control, kwargs)))
+        logs |= {name: value for name, value in found.items() if isinstance(value, float)}
+        entry: dict[str, Any] = state.log_history[-1]
+        entry |= found
+        if found and not self._is_joined and args.report_to:
+            self._is_joined = True  # said once
+            logger.warning(
+                "%s: its numbers are in log_history, but trackers (%s) may come before it and not "
+                "see them; use tfo.attach(trainer, callbacks=[...])",
+                type(self).__name__,
+                ", ".join(args.report_to),
+            )
+
+
+class Monitor(Callback):
+    """Watches some of the steps; changes nothing.
+
+    Args:
+        every: the number of steps from one measured step to the next; None: the steps whose loss
+            the host logs.
+
+    Raises:
+        ValueError: `every` below 1.
+    """
+
+    def __init__(self, every: int | None = None):
+        super().__init__()
+        if every is not None and every < 1:
+            raise ValueError(f"every is {every}, a number of steps; it must be at least 1")
+        self.every = every
+        self._is_due = False
+        self._hooks: list[Any] = []
+
+    def watch(self, training: Training) -> None:
+        """Before a step that is measured: put hooks into `self._hooks`, which go when it ends."""
+
+    def measure_gradients(self, training: Training) -> None:
+        """`gradients`, of a step that is measured."""
+
+    def measure_update(self, training: Training) -> None:
+        """`updated`, of a step that is measured."""
+
+    def measure(self, training: Training) -> None:
+        """`stepped`, of a step that is measured."""
+
+    def before_step(self, training: Training) -> None:
+        """Attach hooks, if the step is to be measured."""
+        self._is_due = is_due(training, self.every)
+        if self._is_due:
+            self.watch(training)
+
+    def gradients(self, training: Training) -> None:
+        """Only in a step that is measured."""
+        if self._is_due:
+            self.measure_gradients(training)
+
+    def updated(self, training: Training) -> None:
+        """Only in a step that is measured."""
+        if self._is_due:
+            self.measure_update(training)
+
+    def stepped(self, training: Training) -> None:
+        """Only in a step that is measured; then its hooks go."""
+        if self._is_due:
+            self.measure(training)
+        self.unhook()
+        self._is_due = False
+
+    def ended(self, training: Training) -> None:
+        """Leave nothing behind."""
+        self.unhook()
+
+    def unhook(self) -> None:
+        """Remove every hook."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+
+class Intervention(Callback):
+    """Does one named thing to the run."""

@@ -1,0 +1,99 @@
+"""What the host tells callbacks of a training, and what they tell its log."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+# A number, or numbers by layer or head: nested lists go into `log_history` alone, not to trackers.
+Scalars = Mapping[str, float | Tensor | list[Any]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the host tells in each event.
+
+    Args:
+        args: the TrainingArguments.
+        state: `global_step` is the number of finished steps.
+        control: what the host is to do next.
+        model: as the host holds it, perhaps under FSDP2 or PEFT.
+        optimizer: accelerate's wrapper of the optimizer.
+        scheduler: of the learning rate.
+        data: the training dataloader.
+    """
+
+    args: TrainingArguments
+    state: TrainerState
+    control: TrainerControl
+    model: Any = None
+    optimizer: Any = None
+    scheduler: Any = None
+    data: Any = None
+
+
+def is_due(training: Training, every: int | None) -> bool:
+    """Whether the step that begins is one of every so many, or (None) one that is logged."""
+    number = training.state.global_step + 1
+    if every is not None:
+        return number % every == 0
+    args, state = training.args, training.state
+    if args.logging_strategy == "steps":
+        is_first = number == 1 and args.logging_first_step
+        return is_first or number % max(1, state.logging_steps) == 0
+    if args.logging_strategy != "epoch":
+        return False
+    per_epoch = state.max_steps / state.num_train_epochs if state.num_train_epochs else 0
+    return per_epoch > 0 and number % max(1, round(per_epoch)) == 0
+
+
+def as_numbers(scalars: Scalars) -> dict[str, float | list[Any]]:
+    """Tensors of one number read back, all of them at once."""
+    tensors = {name: value for name, value in scalars.items() if isinstance(value, Tensor)}
+    read: dict[str, float] = {}
+    by_device: dict[torch.device, list[str]] = {}
+    for name, tensor in tensors.items():
+        by_device.setdefault(tensor.device, []).append(name)
+    for names in by_device.values():
+        stacked = torch.stack([tensors[name].detach().double().reshape(()) for name in names])
+        read.update(zip(names, stacked.tolist(), strict=True))
+    return {name: read[name] if name in read else _plain(value) for name, value in scalars.items()}
+
+
+def _plain(value: Any) -> float | list[Any]:
+    return value if isinstance(value, list) else float(value)
+
+
+def check_gradients_are_seen(who: str, training: Training) -> None:
+    """Refuse engines that hide the gradients of single parameters from callbacks.
+
+    Raises:
+        ValueError: DeepSpeed, which has made its update before a callback is asked; FSDP1, which
+            joins parameters.
+    """
+    parameters = () if training.model is None else training.model.parameters()
+    has_joined = any(type(parameter).__name__ == "FlatParameter" for parameter in parameters)
+    if training.args.deepspeed_plugin is not None or has_joined:
+        reason = "FSDP1 joins them" if has_joined else "DeepSpeed makes it within backward()"
+        raise ValueError(
+            f"{who} needs the gradient of each parameter before the update, but {reason}: use DDP "
+            "or FSDP2, or leave it out"
+        )
+
+
+def training_of(
+    args: TrainingArguments, state: TrainerState, control: TrainerControl, told: dict[str, Any]
+) -> Training:
+    """The event that the host tells of."""
+    return Training(
+        args,
+        state,
+        control,
+        told.get("model"),
+        told.get("optimizer"),
+        told.get("lr_scheduler"),
+        told.get("train_dataloader"),
+    )

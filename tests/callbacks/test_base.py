@@ -1,0 +1,181 @@
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import ProgressCallback, Trainer
+
+from hf_tfopt.callbacks.base import Intervention, Monitor
+from hf_tfopt.callbacks.console import QuietPrinter
+from hf_tfopt.callbacks.training import Training
+from tests.callbacks.runs import Reporter, history_of, trainer_with
+from tests.invariants.splits import Rows
+from tests.models import tiny
+from tests.test_trainer import arguments
+
+
+class Counter(Intervention):
+    """Counts steps, beginning where it is told to."""
+
+    def __init__(self, label: str, start: int = 0):
+        super().__init__()
+        self.label = label
+        self.start = start
+
+    def begin(self, training: Training) -> None:
+        self.remembered.setdefault("count", self.start)
+
+    def stepped(self, training: Training) -> None:
+        self.remembered["count"] += 1
+
+    def scalars(self, training: Training) -> dict[str, Any]:
+        return {f"count/{self.label}": self.remembered["count"]}
+
+
+class Watch(Monitor):
+    """Notes the steps that it is shown, and what hooks there are."""
+
+    def __init__(self, every: int | None = None):
+        super().__init__(every)
+        self._seen: list[int] = []
+
+    def watch(self, training: Training) -> None:
+        self._hooks.append(training.model.register_forward_hook(lambda *_: self._seen.append(0)))
+
+    def measure(self, training: Training) -> None:
+        self._seen.append(training.state.global_step)
+
+    def scalars(self, training: Training) -> dict[str, Any]:
+        return {"watch/number": torch.tensor(2.5), "watch/map": [[1.0, 2.0]]}
+
+
+SAVES = {"save_strategy": "steps", "save_steps": 2}
+
+
+def resumed(tmp_path: Path, callbacks: list[Any]) -> Trainer:
+    trainer = trainer_with(tmp_path / "again", callbacks)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    return trainer
+
+
+def test_each_of_a_class_gets_its_own_memory_back(tmp_path: Path) -> None:
+    trainer_with(tmp_path, [Counter("a"), Counter("b", 100)], **SAVES).train()
+    one, other = Counter("b", 100), Counter("a")
+    resumed(tmp_path, [one, other])  # in another order
+    assert [one.remembered["count"], other.remembered["count"]] == [104, 4]
+
+
+def test_one_of_two_taken_away_leaves_the_other_its_own(tmp_path: Path) -> None:
+    trainer_with(tmp_path, [Counter("a"), Counter("b", 100)], **SAVES).train()
+    only = Counter("b", 100)
+    resumed(tmp_path, [only])
+    assert only.remembered["count"] == 104
+
+
+def test_a_changed_option_keeps_the_memory_and_an_added_callback_begins_anew(
+    tmp_path: Path,
+) -> None:
+    trainer_with(tmp_path, [Counter("a", 100)], **SAVES).train()
+    changed, added = Counter("a", 50), Counter("c", 7)
+    trainer = resumed(tmp_path, [changed, added])
+    assert [changed.remembered["count"], added.remembered["count"]] == [104, 9]
+    assert [entry["count/a"] for entry in history_of(trainer)] == [101, 102, 103, 104]
+
+
+def test_alike_ones_are_told_apart_by_their_order(tmp_path: Path) -> None:
+    first, second = Counter("a"), Counter("a")
+    trainer = trainer_with(tmp_path, [first, second], **SAVES)
+    trainer.train()
+    first.remembered["count"] = 1000
+    saved = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
+    assert len(saved["stateful_callbacks"]["hf_tfopt"]) == 2
+
+
+def test_what_is_remembered_is_as_new_as_the_checkpoint(tmp_path: Path) -> None:
+    trainer_with(tmp_path, [Counter("a")], **SAVES).train()
+    saved = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    assert list(saved["stateful_callbacks"]["hf_tfopt"].values()) == [{"count": 2}]
+
+
+def test_hooks_live_for_the_measured_step_alone(tmp_path: Path) -> None:
+    monitor = Watch(every=2)
+    trainer_with(tmp_path, [monitor], eval_strategy="steps", eval_steps=2).train()
+    # two micro-batches of the second and the fourth step, and no evaluation
+    assert monitor._seen == [0, 0, 2, 0, 0, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"logging_steps": 2}, [2, 4]),
+        ({"logging_steps": 3, "logging_first_step": True}, [1, 3]),
+        ({"logging_strategy": "epoch", "max_steps": -1, "num_train_epochs": 1}, [4]),
+        ({"logging_strategy": "no"}, []),
+        ({"logging_steps": 0.5}, [2, 4]),
+    ],
+)
+def test_by_default_the_logged_steps_are_measured(
+    options: dict[str, Any], steps: list[int], tmp_path: Path
+) -> None:
+    monitor = Watch()
+    trainer = trainer_with(tmp_path, [monitor], **options)
+    trainer.train()
+    assert [step for step in monitor._seen if step] == steps
+    logged = [entry["step"] for entry in trainer.state.log_history if "loss" in entry]
+    assert logged == steps
+
+
+def test_lists_go_to_history_alone(tmp_path: Path) -> None:
+    trainer, reporter = trainer_with(tmp_path, [Watch()]), Reporter()
+    trainer.add_callback(reporter)
+    trainer.train()
+    assert history_of(trainer)[0]["watch/map"] == [[1.0, 2.0]]
+    assert reporter.seen[0]["watch/number"] == 2.5
+    assert "watch/map" not in reporter.seen[0]
+
+
+def test_the_console_shows_no_numbers_of_groups(tmp_path: Path, capsys: Any) -> None:
+    trainer = trainer_with(tmp_path, [Watch()])
+    assert any(isinstance(c, QuietPrinter) for c in trainer.callback_handler.callbacks)
+    trainer.train()
+    shown = capsys.readouterr().out
+    assert "'loss'" in shown and "watch/" not in shown
+    plain = trainer_with(tmp_path, [], disable_tqdm=False)
+    assert any(type(c) is ProgressCallback for c in plain.callback_handler.callbacks)
+
+
+def test_a_callback_added_later_is_put_in_its_place(tmp_path: Path) -> None:
+    trainer, reporter, monitor = trainer_with(tmp_path), Reporter(), Watch()
+    trainer.add_callback(reporter)
+    trainer.add_callback(monitor)
+    trainer.train()
+    assert "watch/number" in reporter.seen[0]
+
+
+def test_a_stock_trainer_is_told_what_its_trackers_miss(tmp_path: Path, caplog: Any) -> None:
+    args = arguments(tmp_path)
+    trainer = Trainer(tiny("bert"), args, train_dataset=Rows(12), callbacks=[Watch()])
+    args.report_to = ["tensorboard"]
+    with caplog.at_level(logging.WARNING, "hf_tfopt.callbacks.base"):
+        trainer.train()
+    assert [record.message.count("tfo.attach") for record in caplog.records] == [1]
+    assert history_of(trainer)[0]["watch/number"] == 2.5
+
+
+def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logs = tmp_path / "logs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TENSORBOARD_LOGGING_DIR", str(logs))
+        trainer_with(tmp_path, [Watch()], "attach", report_to="tensorboard").train()
+    found = EventAccumulator(str(logs)).Reload()
+    assert [event.value for event in found.Scalars("train/watch/number")] == [2.5] * 4
+
+
+@pytest.mark.parametrize("every", [0, -3])
+def test_an_interval_is_at_least_one_step(every: int) -> None:
+    with pytest.raises(ValueError, match=f"every is {every}"):
+        Watch(every=every)
