@@ -61,8 +61,8 @@ class Distillation(Objective):
         divergence: "kl" (KL(teacher‖student)), "reverse_kl" or "jsd": `losses.divergence`.
         beta: of "jsd", in (0, 1): the teacher's share of the mixture.
         features: what else to learn from inside the teacher, each a term of its own beside these:
-            `HiddenStates`, `AttentionMaps`, `Relations`, `CosineStates`. Of text models; of an
-            encoder-decoder (T5, BART) the two stacks are compared apart: `objectives.features`.
+            `HiddenStates`, `AttentionMaps`, `Relations`, `CosineStates`. Of what reads or
+            writes text; an encoder-decoder's two stacks are compared apart (`objectives.features`).
         objective: the loss on labels, with its options: a `LanguageModeling` or a `Classification`;
             None: the one that suits the student. Class weights are of this term alone.
         tokenizer: the student's; like `teacher_tokenizer` it is found where the model was loaded

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum
 from hf_tfopt.objectives.attention_vectors import watch_attention_vectors
-from hf_tfopt.objectives.features import Feature, Shown
+from hf_tfopt.objectives.features import Feature
 from hf_tfopt.objectives.layer_pairs import LayerMap, maps_of_stacks
+from hf_tfopt.objectives.shown import Shown
 from hf_tfopt.surgery.layer_stacks import layer_stacks
 
 
@@ -140,7 +141,8 @@ def tokens_of(batch: Mapping[str, Any], part: str = "encoder", is_written: bool 
         if tokens is None:
             raise ValueError(
                 f"the batch has no input_ids, only {', '.join(batch)}; features are compared token "
-                "by token: leave features=... out for models of anything but text"
+                "by token: leave features=... out for models of anything but text (of one that "
+                "writes of what it hears or sees, compare the decoder: layers={'decoder': None})"
             )
         return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     if mask.dim() != 2:

@@ -7,12 +7,11 @@ the feature's weight, the one a mean over the encoder's tokens, the other over t
 a map is the default. A decoder's attention is that to itself, not the one to the encoder.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_tfopt.losses.features import (
     attention_distance,
@@ -30,26 +29,7 @@ from hf_tfopt.objectives.layer_pairs import (
     uniform_map,
 )
 from hf_tfopt.objectives.projection import check_width, width_of
-from hf_tfopt.surgery.layer_stacks import layer_stacks
-
-
-@dataclass
-class Shown:
-    """What one model shows in one forward pass.
-
-    Args:
-        model: without wrappers.
-        outputs: its outputs.
-        relations: by stack and layer its queries, keys and values, each [B, T, F].
-    """
-
-    model: Any
-    outputs: Any = None
-    relations: dict[tuple[str, int], list[Tensor]] = field(default_factory=lambda: {})
-
-    def of_stack(self, part: str, name: str) -> Sequence[Tensor]:
-        """`hidden_states` (the embeddings' output first) or `attentions` of a stack's layers."""
-        return self.outputs[f"{part}_{name}" if _has_two_stacks(self.model) else name]
+from hf_tfopt.objectives.shown import Shown, attentions_of, has_two_stacks, num_heads_of
 
 
 class Feature(Protocol):
@@ -107,7 +87,8 @@ class HiddenStates:
         self, student: Shown, teacher: Shown, part: str, pair: tuple[int, int], is_token: Tensor
     ) -> LossSum:
         """After one layer."""
-        return hidden_state_distance(*_states(student, teacher, part, pair), is_token)
+        ours = student.states(part, pair[0], is_token)
+        return hidden_state_distance(ours, teacher.states(part, pair[1], is_token), is_token)
 
 
 @dataclass(frozen=True)
@@ -139,7 +120,8 @@ class CosineStates:
         self, student: Shown, teacher: Shown, part: str, pair: tuple[int, int], is_token: Tensor
     ) -> LossSum:
         """After one layer."""
-        return cosine_distance(*_states(student, teacher, part, pair), is_token)
+        ours = student.states(part, pair[0], is_token)
+        return cosine_distance(ours, teacher.states(part, pair[1], is_token), is_token)
 
 
 @dataclass(frozen=True)
@@ -167,15 +149,15 @@ class AttentionMaps:
 
     def check(self, student: Any, teacher: Any, part: str) -> None:
         """Both give maps, of as many heads."""
-        heads = [_num_heads(model, part) for model in (student, teacher)]
+        heads = [num_heads_of(model, part) for model in (student, teacher)]
         if heads[0] != heads[1]:
-            where = f" in the {part}" if _has_two_stacks(student) else ""
+            where = f" in the {part}" if has_two_stacks(student) else ""
             raise ValueError(
                 f"the student has {heads[0]} attention heads and the teacher {heads[1]}{where}: "
                 "their maps cannot be compared; Relations() need no equal number"
             )
         for who, model in (("student", student), ("teacher", teacher)):
-            for how in _attentions(model, part):
+            for how in attentions_of(model, part):
                 if how != "eager":
                     raise ValueError(
                         f"the {who}'s attention {how!r} keeps no maps: load it with "
@@ -187,8 +169,8 @@ class AttentionMaps:
         self, student: Shown, teacher: Shown, part: str, pair: tuple[int, int], is_token: Tensor
     ) -> LossSum:
         """Of one layer."""
-        maps = [shown.of_stack(part, "attentions") for shown in (student, teacher)]
-        return attention_distance(maps[0][pair[0]], maps[1][pair[1]], is_token)
+        ours = student.map(part, pair[0], is_token)
+        return attention_distance(ours, teacher.map(part, pair[1], is_token), is_token)
 
 
 @dataclass(frozen=True)
@@ -226,10 +208,13 @@ class Relations:
         self, student: Shown, teacher: Shown, part: str, pair: tuple[int, int], is_token: Tensor
     ) -> LossSum:
         """Of one layer."""
-        num_heads = self.num_heads or _num_heads(student.model, part)
-        vectors = student.relations[part, pair[0]], teacher.relations[part, pair[1]]
+        num_heads = self.num_heads or num_heads_of(student.model, part)
+        both = [
+            shown.vectors(part, layer, is_token)
+            for shown, layer in zip((student, teacher), pair, strict=True)
+        ]
         terms: list[LossSum] = []
-        for ours, theirs in zip(*vectors, strict=True):
+        for ours, theirs in zip(*both, strict=True):
             if not ours.requires_grad:
                 raise ValueError(
                     "the student's queries have no gradient: with gradient checkpointing, set "
@@ -243,29 +228,3 @@ class Relations:
                     )
             terms.append(relation_divergence(ours, theirs, is_token, num_heads))
         return LossSum(torch.stack([term.sum for term in terms]).sum(), is_token.sum())
-
-
-def _states(
-    student: Shown, teacher: Shown, part: str, pair: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """The hidden states after a pair of layers; after -1 the embeddings' output."""
-    ours, theirs = (shown.of_stack(part, "hidden_states") for shown in (student, teacher))
-    return ours[pair[0] + 1], theirs[pair[1] + 1]
-
-
-def _has_two_stacks(model: Any) -> bool:
-    return bool(getattr(model.config, "is_encoder_decoder", False))
-
-
-def _num_heads(model: Any, part: str) -> int:
-    """The attention heads of a stack; `num_attention_heads` where all have as many."""
-    heads = getattr(model.config, f"{part}_attention_heads", None)
-    return model.config.num_attention_heads if heads is None else heads
-
-
-def _attentions(model: nn.Module, part: str) -> list[str]:
-    """The attention implementation of a model and of what in it holds a stack."""
-    path = layer_stacks(model)[part].lists[0].split(".")
-    holders = [model.get_submodule(".".join(path[:depth])) for depth in range(len(path))]
-    configs = [getattr(holder, "config", None) for holder in holders]
-    return [getattr(config, "_attn_implementation", "eager") for config in configs]

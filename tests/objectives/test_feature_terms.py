@@ -4,7 +4,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BartForSequenceClassification, BertForMaskedLM, PreTrainedModel
+from transformers import (
+    BartForSequenceClassification,
+    BertForMaskedLM,
+    LEDConfig,
+    LEDForConditionalGeneration,
+    PreTrainedModel,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 
 from hf_tfopt.objectives.attention_vectors import attention_makers
 from hf_tfopt.objectives.distillation import Distillation
@@ -23,7 +31,7 @@ from tests.invariants.cases.encoder_decoder_features import (
     wise_classifier,
     wise_t5,
 )
-from tests.models import tiny
+from tests.models import VOCABULARY, tiny
 from tests.references.features import (
     naive_attention,
     naive_cosine,
@@ -262,6 +270,66 @@ def test_refuses_other_misuses() -> None:
     prepared(half, in_eager(wise_t5()), batch, AttentionMaps(layers={"encoder": None}))
     with pytest.raises(ValueError, match=r"BartDecoder\.layerdrop is 0\.1"):
         prepared(bart(0, decoder_layerdrop=0.1), wise_bart(), batch, Relations())
+
+
+@pytest.mark.parametrize("feature", [AttentionMaps, Relations])
+def test_refuses_what_is_not_one_entry_for_each_token(feature: Any) -> None:
+    config = LEDConfig(
+        vocab_size=VOCABULARY,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        attention_window=4,
+        dropout=0.0,
+    )
+    student, teacher = (in_eager(LEDForConditionalGeneration(config)) for _ in range(2))
+    batch = translations(4, 0)
+    objective = prepared(student, teacher, batch, feature(layers={"encoder": None}))
+    with pytest.raises(ValueError, match=r"LEDForConditionalGeneration have shape \("):
+        means(objective, student.train(), batch)
+
+
+def test_of_a_speech_model_the_decoder_can_be_compared() -> None:
+    config = WhisperConfig(
+        vocab_size=VOCABULARY,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        num_mel_bins=8,
+        max_source_positions=10,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
+    student, teacher = (WhisperForConditionalGeneration(config) for _ in range(2))
+    labels = translations(4, 0)["labels"]
+    batch = {"input_features": torch.randn(4, 8, 20), "labels": labels}
+    with pytest.raises(ValueError, match=r"no input_ids, only .* layers=\{'decoder': None\}"):
+        prepared(student, teacher, batch, HiddenStates())
+    objective = prepared(student, teacher, batch, HiddenStates(layers={"decoder": None}))
+    assert int(objective.counts(batch)["hidden_states_decoder"]) == int((labels != -100).sum())
+    assert float(means(objective, student.train(), batch)["hidden_states_decoder"].detach()) > 0
+
+
+def test_checkpointed_layers_show_their_queries() -> None:
+    student, teacher = models("t5")
+    batch = translations(4, 0)
+    objective = prepared(student, teacher, batch, HiddenStates(), Relations())
+
+    def gradients() -> list[torch.Tensor]:
+        found = means(objective, student, batch)
+        total = torch.stack([found[name] for name in objective.features.weights]).sum()
+        given = torch.autograd.grad(total, student.parameters(), allow_unused=True)
+        return [each for each in given if each is not None]
+
+    expected = gradients()
+    student.activation_checkpointing_enable({"use_reentrant": False})
+    torch.testing.assert_close(gradients(), expected, rtol=TOLERANCE, atol=1e-6)
 
 
 def test_refuses_a_teacher_with_another_number_of_stacks() -> None:
