@@ -82,6 +82,22 @@ class Callback(TrainerCallback):
         """What to log beside the loss: all that is new since the last log."""
         return {}
 
+    def tell(self, training: Training, kind: str, text: str, **facts: Any) -> None:
+        """Say aloud that something happened, and have it in the log: an event of the run.
+
+        The next log's `events` in `log_history` is a list of `{"step", "kind", "text", ...}`.
+
+        Args:
+            training: of the step in which it happened.
+            kind: a word or two for the picture's axis ("skipped", "attention collapse").
+            text: a sentence with the numbers.
+            facts: more of it, JSON values.
+        """
+        event = {"step": training.state.global_step, "kind": kind, "text": text, **facts}
+        self.remembered.setdefault("events", []).append(event)
+        if training.state.is_world_process_zero:
+            logger.warning("step %d: %s", event["step"], text)
+
     # The host's events, each with the promises above.
 
     def on_train_begin(
@@ -153,6 +169,8 @@ class Callback(TrainerCallback):
         logs |= {name: value for name, value in found.items() if isinstance(value, float)}
         entry: dict[str, Any] = state.log_history[-1]
         entry |= found
+        if events := self.remembered.pop("events", None):
+            entry["events"] = [*entry.get("events", []), *events]
         if found and not self._is_joined and args.report_to:
             self._is_joined = True  # said once
             logger.warning(

@@ -136,6 +136,36 @@ def test_lists_go_to_history_alone(tmp_path: Path) -> None:
     assert "watch/map" not in reporter.seen[0]
 
 
+class Alarm(Intervention):
+    """Tells of the first and the third step."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def stepped(self, training: Training) -> None:
+        if training.state.global_step in (1, 3):
+            self.tell(training, self.kind, f"it is {self.kind}", level=2.0)
+
+
+def test_events_of_all_callbacks_are_in_the_next_log_and_survive_a_stop(
+    tmp_path: Path, caplog: Any
+) -> None:
+    options = {"logging_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    alarms = [Alarm("late"), Alarm("early")]
+    with caplog.at_level(logging.WARNING, "hf_tfopt.callbacks.base"):
+        whole = trainer_with(tmp_path, alarms, **options)
+        whole.train()
+    events = history_of(whole)[0]["events"]
+    assert [(event["step"], event["kind"], event["level"]) for event in events] == [
+        (step, kind, 2.0) for kind in ("late", "early") for step in (1, 3)
+    ]
+    assert "step 3: it is early" in caplog.text
+    again = trainer_with(tmp_path / "again", [Alarm("late"), Alarm("early")], **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert history_of(again)[0]["events"] == events
+
+
 def test_the_console_shows_no_numbers_of_groups(tmp_path: Path, capsys: Any) -> None:
     trainer = trainer_with(tmp_path, [Watch()])
     assert any(isinstance(c, QuietPrinter) for c in trainer.callback_handler.callbacks)
