@@ -60,10 +60,15 @@ def resumed(tmp_path: Path, callbacks: list[Any]) -> Trainer:
     return trainer
 
 
-def test_each_of_a_class_gets_its_own_memory_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how_the_host_restores", [False, True])
+def test_each_of_a_class_gets_its_own_memory_back(
+    how_the_host_restores: bool, tmp_path: Path
+) -> None:
     trainer_with(tmp_path, [Counter("a"), Counter("b", 100)], **SAVES).train()
-    one, other = Counter("b", 100), Counter("a")
-    resumed(tmp_path, [one, other])  # in another order
+    one, other = Counter("b", 100), Counter("a")  # in another order
+    options = {"restore_callback_states_from_checkpoint": how_the_host_restores}
+    trainer = trainer_with(tmp_path / "again", [one, other], **options)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert [one.remembered["count"], other.remembered["count"]] == [104, 4]
 
 
