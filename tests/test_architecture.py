@@ -16,6 +16,7 @@ LAYERS = {
     "registry": 0,
     "allocator": 0,
     "measures": 0,
+    "places": 0,
     "native": 0,
     "data": 1,
     "surgery": 1,

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from hf_tfopt.optimizers.kernels import sum_of_squares
 from hf_tfopt.optimizers.param_groups import is_normalization
-from hf_tfopt.optimizers.places import named_places
 from hf_tfopt.optimizers.sharding import local, norm, whole_norms
+from hf_tfopt.places import named_places
 
 ROLES = ("embeddings", "attention", "feed_forward", "norm", "head")
 

@@ -18,7 +18,7 @@ from hf_tfopt.objectives.multitask import (
     logged_only,
     with_weighted,
 )
-from hf_tfopt.optimizers.places import named_places
+from hf_tfopt.places import named_places
 from hf_tfopt.surgery.multitask import MultitaskModel, MultitaskOutput
 
 Batch = Mapping[str, Any]

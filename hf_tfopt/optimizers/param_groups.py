@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from torch import Tensor, nn
 
 from hf_tfopt.optimizers.checks import check_not_negative, check_positive
-from hf_tfopt.optimizers.places import (
+from hf_tfopt.places import (
     Part,
     Place,
     body_parameters,

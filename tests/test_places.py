@@ -7,7 +7,7 @@ import torch
 import transformers as hf
 from torch import nn
 
-from hf_tfopt.optimizers.places import named_places
+from hf_tfopt.places import named_places
 
 NUM = 3
 BUILDERS: dict[str, Callable[[], nn.Module]] = {
