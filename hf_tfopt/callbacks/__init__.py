@@ -5,9 +5,28 @@ from hf_tfopt.registry import Lazy, Registry
 CALLBACKS = Registry(
     "callback",
     {
+        "activation_monitor": Lazy("hf_tfopt.callbacks.activations:ActivationMonitor"),
+        "adaptive_gradient_clipping": Lazy(
+            "hf_tfopt.callbacks.adaptive_clipping:AdaptiveGradientClipping"
+        ),
         "adaptive_weight_decay": Lazy("hf_tfopt.callbacks.weight_decay:AdaptiveWeightDecay"),
+        "attention_monitor": Lazy("hf_tfopt.callbacks.attention:AttentionMonitor"),
+        "clip_by_value": Lazy("hf_tfopt.callbacks.clipping:ClipByValue"),
         "dataset_epochs": Lazy("hf_tfopt.callbacks.dataset_epochs:DatasetEpochs"),
         "evaluation_weights": Lazy("hf_tfopt.callbacks.evaluation_weights:EvaluationWeights"),
+        "exponential_average": Lazy("hf_tfopt.callbacks.averaging:ExponentialAverage"),
+        "gradient_clipping": Lazy("hf_tfopt.callbacks.clipping:GradientClipping"),
+        "gradient_flow": Lazy("hf_tfopt.callbacks.gradient_flow:GradientFlow"),
+        "gradient_monitor": Lazy("hf_tfopt.callbacks.gradients:GradientMonitor"),
+        "gradient_noise": Lazy("hf_tfopt.callbacks.gradient_noise:GradientNoise"),
         "group_rates": Lazy("hf_tfopt.callbacks.group_rates:GroupRates"),
+        "latest_weight_average": Lazy("hf_tfopt.callbacks.averaging:LatestWeightAverage"),
+        "loss_scale_monitor": Lazy("hf_tfopt.callbacks.loss_scale:LossScaleMonitor"),
+        "noise_scale": Lazy("hf_tfopt.callbacks.noise_scale:NoiseScale"),
+        "percentile_clipping": Lazy("hf_tfopt.callbacks.adaptive_clipping:PercentileClipping"),
+        "stochastic_weight_average": Lazy("hf_tfopt.callbacks.averaging:StochasticWeightAverage"),
+        "throughput_monitor": Lazy("hf_tfopt.callbacks.throughput:ThroughputMonitor"),
+        "weight_monitor": Lazy("hf_tfopt.callbacks.weights:WeightMonitor"),
+        "zclip": Lazy("hf_tfopt.callbacks.adaptive_clipping:ZClip"),
     },
 )

@@ -10,7 +10,24 @@ from transformers import TrainerCallback
 import hf_tfopt as tfo
 
 EXAMPLES: dict[str, Callable[[], TrainerCallback]] = {
+    "activation_monitor": lambda: tfo.ActivationMonitor(every=1),
+    "adaptive_gradient_clipping": lambda: tfo.AdaptiveGradientClipping(0.001),
+    "attention_monitor": lambda: tfo.AttentionMonitor(every=1, num_examples=2),
+    "clip_by_value": lambda: tfo.ClipByValue(0.01),
+    "gradient_clipping": lambda: tfo.GradientClipping("layer", {"encoder.*": 0.1, "head": 0.2}),
+    "gradient_noise": lambda: tfo.GradientNoise(eta=1e-6),
+    "percentile_clipping": lambda: tfo.PercentileClipping(window=3),
+    "zclip": lambda: tfo.ZClip(z=0.1, warmup_steps=2),
+    "gradient_flow": lambda: tfo.GradientFlow(every=1),
+    "gradient_monitor": lambda: tfo.GradientMonitor(every=1),
+    "loss_scale_monitor": lambda: tfo.LossScaleMonitor(),
+    "noise_scale": lambda: tfo.NoiseScale(every=1),
+    "weight_monitor": lambda: tfo.WeightMonitor(every=1),
     "group_rates": lambda: tfo.GroupRates(),
+    "throughput_monitor": lambda: tfo.ThroughputMonitor(peak_flops=1e12, num_warmup_steps=0),
+    "exponential_average": lambda: tfo.ExponentialAverage(decay=0.9),
+    "stochastic_weight_average": lambda: tfo.StochasticWeightAverage(start=0.25),
+    "latest_weight_average": lambda: tfo.LatestWeightAverage(num=2, every=1),
 }
 # Callbacks of the host's own kind, whose tests are their own.
 PLAIN = {"adaptive_weight_decay", "dataset_epochs", "evaluation_weights"}

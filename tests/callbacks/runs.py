@@ -45,6 +45,8 @@ def trainer_with(
         "lr_scheduler_type": "constant",
         **options,
     }
+    if any(getattr(callback, "needs_unclipped", False) for callback in callbacks):
+        settings["max_grad_norm"] = 0.0
     data = {"train_dataset": Rows(num_rows), "eval_dataset": Rows(8, seed=1)}
     args = arguments(folder, **settings)
     optimizer = tfo.optimizer("adamw", lr=lr, weight_decay=0.01)
