@@ -75,6 +75,7 @@ _EXPORTS = {
     "AdaptiveWeightDecay": "hf_tfopt.callbacks.weight_decay",
     "EvaluationWeights": "hf_tfopt.callbacks.evaluation_weights",
     "GroupRates": "hf_tfopt.callbacks.group_rates",
+    "MemoryMonitor": "hf_tfopt.callbacks.memory",
     "ThroughputMonitor": "hf_tfopt.callbacks.throughput",
     "GradientClipping": "hf_tfopt.callbacks.clipping",
     "ClipByValue": "hf_tfopt.callbacks.clipping",

@@ -25,6 +25,7 @@ CALLBACKS = Registry(
         "noise_scale": Lazy("hf_tfopt.callbacks.noise_scale:NoiseScale"),
         "percentile_clipping": Lazy("hf_tfopt.callbacks.adaptive_clipping:PercentileClipping"),
         "stochastic_weight_average": Lazy("hf_tfopt.callbacks.averaging:StochasticWeightAverage"),
+        "memory_monitor": Lazy("hf_tfopt.callbacks.memory:MemoryMonitor"),
         "throughput_monitor": Lazy("hf_tfopt.callbacks.throughput:ThroughputMonitor"),
         "weight_monitor": Lazy("hf_tfopt.callbacks.weights:WeightMonitor"),
         "zclip": Lazy("hf_tfopt.callbacks.adaptive_clipping:ZClip"),

@@ -24,6 +24,7 @@ EXAMPLES: dict[str, Callable[[], TrainerCallback]] = {
     "noise_scale": lambda: tfo.NoiseScale(every=1),
     "weight_monitor": lambda: tfo.WeightMonitor(every=1),
     "group_rates": lambda: tfo.GroupRates(),
+    "memory_monitor": lambda: tfo.MemoryMonitor(),
     "throughput_monitor": lambda: tfo.ThroughputMonitor(peak_flops=1e12, num_warmup_steps=0),
     "exponential_average": lambda: tfo.ExponentialAverage(decay=0.9),
     "stochastic_weight_average": lambda: tfo.StochasticWeightAverage(start=0.25),
@@ -31,3 +32,5 @@ EXAMPLES: dict[str, Callable[[], TrainerCallback]] = {
 }
 # Callbacks of the host's own kind, whose tests are their own.
 PLAIN = {"adaptive_weight_decay", "dataset_epochs", "evaluation_weights"}
+# Without fp16 it has nothing to log.
+SILENT = {"loss_scale_monitor"}
