@@ -1,0 +1,178 @@
+"""What the layers give to one another: its size, its tails, and the logits of attention."""
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_tfopt.callbacks.attention_watch import AttentionWatch, SeenAttention
+from hf_tfopt.callbacks.base import Monitor
+from hf_tfopt.callbacks.layer_modules import (
+    counted_in,
+    counted_positions,
+    embeddings_of,
+    first_tensor,
+    hidden_states,
+    layer_modules,
+)
+from hf_tfopt.callbacks.training import Scalars, Training
+from hf_tfopt.measures import Moments, joined, moments
+
+
+class ActivationMonitor(Monitor):
+    """Moments of the states between the blocks, and the largest attention logit of each layer.
+
+    Over all micro-batches of a measured step, all positions that are no padding (where the batch
+    tells) and all features; summed in fp32 whatever the model's dtype, and joined in fp64. The
+    embeddings' output is the first layer's input. Layers that share their weights are one block.
+
+    | name | what |
+    |---|---|
+    | `activation_mean/<block>` | mean |
+    | `activation_std/<block>` | standard deviation |
+    | `activation_absmax/<block>` | largest absolute value |
+    | `activation_kurtosis/<block>` | E[(x - mean)^4] / std^4: 3 if normal, more with outliers |
+    | `activation_zeros/<block>` | share of zeros |
+    | `attention_logit_max/<layer>` | the largest that a softmax of attention is taken of |
+
+    The logits are seen under "sdpa", "eager" and "unpadded"; those of flash and flex attention are
+    not, and not logged. The forward passes of gradient checkpointing's recomputation do not count.
+    With several processes each measures its own examples; what is logged is the first one's.
+
+    Cost per measured step: some eight passes over the output of each block, and once more the
+    products of queries and keys; at most 64 MiB for logits; nothing is read back until the log.
+
+    Args:
+        every: the number of steps from one measured step to the next; None: the logged steps.
+
+    Raises:
+        ValueError: in `begin`: compiled models, whose hooks do not run; selective checkpointing,
+            which would take the monitor's operations for the model's; a model without layers.
+
+    Paper: none for the moments; logits that grow without bound: Dehghani et al. 2023, Scaling
+    Vision Transformers to 22 Billion Parameters, https://arxiv.org/abs/2302.05442, section 3.1.1.
+    """
+
+    def __init__(self, every: int | None = None):
+        super().__init__(every)
+        self._layers: dict[str, nn.Module] = {}
+        self._counted: dict[str, Tensor] | None = None  # None: no forward pass of the training
+        self._moments: dict[str, list[Tensor]] = {}
+        self._logits: dict[str, Tensor] = {}
+        self._watch: AttentionWatch | None = None
+
+    def begin(self, training: Training) -> None:
+        """Find the layers."""
+        _check(training)
+        self._layers = layer_modules(training.model)
+        if not self._layers:
+            raise ValueError(
+                f"ActivationMonitor finds no layers in {type(training.model).__name__}: lists of "
+                "modules that hold linear maps; leave it out"
+            )
+        self._moments, self._logits = {}, {}
+
+    def watch(self, training: Training) -> None:
+        """Hooks on the model, to know when it runs for the training, and on each layer."""
+        self._moments, self._logits = {}, {}
+        self._watch = AttentionWatch(self._layers, self._see_attention)
+        model = training.model
+        self._hooks += [
+            model.register_forward_pre_hook(self._enter, with_kwargs=True),
+            model.register_forward_hook(self._leave, always_call=True),
+            *self._watch.attach(),
+        ]
+        for label, layer in self._layers.items():
+            hook = partial(self._see_states, label)
+            self._hooks.append(layer.register_forward_hook(hook, with_kwargs=True))
+
+    def scalars(self, training: Training) -> Scalars:
+        """The numbers of the last measured step, of all its micro-batches together."""
+        found = _read(self._moments)
+        logged: dict[str, float | Tensor] = {}
+        for block, numbers in found.items():
+            logged[f"activation_mean/{block}"] = numbers.mean
+            logged[f"activation_std/{block}"] = numbers.std
+            logged[f"activation_absmax/{block}"] = numbers.absmax
+            logged[f"activation_kurtosis/{block}"] = numbers.kurtosis
+            logged[f"activation_zeros/{block}"] = numbers.zeros
+        for layer, logit in self._logits.items():
+            logged[f"attention_logit_max/{layer}"] = logit
+        self._moments, self._logits = {}, {}
+        return logged
+
+    def unhook(self) -> None:
+        """Remove every hook, and look at no attention."""
+        super().unhook()
+        self._leave()
+
+    def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if model.training and self._counted is None and self._watch is not None:
+            self._counted = counted_positions(model, kwargs)
+            self._watch.__enter__()
+
+    def _leave(self, *_: Any) -> None:
+        if self._counted is not None and self._watch is not None:
+            self._counted = None
+            self._watch.__exit__(None, None, None)
+
+    def _see_states(
+        self, label: str, _layer: nn.Module, args: Any, kwargs: Any, output: Any
+    ) -> None:
+        embeddings = embeddings_of(label)
+        if self._counted is None:  # an evaluation, a probe, or checkpointing's second pass
+            return
+        if embeddings is not None:
+            self._add(embeddings, label, hidden_states(args, kwargs))
+        self._add(label, label, first_tensor(output))
+
+    @torch.no_grad()
+    def _add(self, block: str, label: str, states: Tensor | None) -> None:
+        if states is None or not states.numel() or self._counted is None:
+            return
+        counted = counted_in(self._counted, label, tuple(states.shape[:-1]))
+        with torch.autocast(states.device.type, enabled=False):
+            self._moments.setdefault(block, []).append(moments(states, counted))
+
+    def _see_attention(self, seen: SeenAttention) -> None:
+        if self._counted is None:
+            return
+        label = seen.layer.removesuffix(".cross")
+        for logits, counted in seen.counted(counted_in(self._counted, label, seen.shape)):
+            if counted is not None:
+                logits = logits.masked_fill_(~counted[:, None, :, None], -math.inf)
+            largest = logits.amax()
+            before = self._logits.get(label)
+            self._logits[label] = largest if before is None else torch.maximum(before, largest)
+
+
+def _check(training: Training) -> None:
+    args = training.args
+    if args.torch_compile:
+        raise ValueError(
+            "ActivationMonitor sees nothing with torch_compile=True: compiled layers run no hooks; "
+            "leave it out, or turn torch_compile off"
+        )
+    if "context_fn" in (args.gradient_checkpointing_kwargs or {}):
+        raise ValueError(
+            "ActivationMonitor would disturb selective checkpointing (gradient_checkpointing_kwargs"
+            "={'context_fn': ...}); leave one of the two out"
+        )
+
+
+def _read(found: dict[str, list[Tensor]]) -> dict[str, Moments]:
+    """The moments of each block, of all micro-batches together; read back at once."""
+    if not found:
+        return {}
+    rows = torch.stack([row for parts in found.values() for row in parts]).tolist()
+    read: dict[str, Moments] = {}
+    for block, parts in found.items():
+        own, rows = rows[: len(parts)], rows[len(parts) :]
+        whole = Moments(0, 0, 0, 0, 0, 0, 0)
+        for row in own:
+            whole = joined(whole, Moments(*row))
+        if whole.number:
+            read[block] = whole
+    return read

@@ -1,0 +1,220 @@
+"""How concentrated the attention of each layer and head is, under any implementation."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_tfopt.callbacks.attention_probe import first_examples, probe
+from hf_tfopt.callbacks.attention_watch import SeenAttention
+from hf_tfopt.callbacks.base import Monitor
+from hf_tfopt.callbacks.layer_modules import counted_in, counted_positions, layer_modules
+from hf_tfopt.callbacks.training import Scalars, Training
+from hf_tfopt.measures import AttentionSums, attention_sums
+
+# A layer must have been this far above the threshold before it can collapse: no alarm for one that
+# was low from the start, and no second one while it wavers about the threshold.
+_RECOVERED = 1.5
+
+
+class AttentionMonitor(Monitor):
+    """The entropy of attention by layer and head, measured beside the training on a few examples.
+
+    After a measured step the model sees a probe batch once more in evaluation mode, without
+    gradients: by default the first examples of the step's first batch, as the model was given them.
+    The training is not changed by it, whatever the attention implementation is; flash and flex
+    attention, which show no weights, are "eager" in the probe alone.
+
+    Of a query that looks at n keys with weights p, the entropy -sum(p log p) / log(n) is 1 where it
+    looks at all alike, 0 where at one alone. Padded keys are not seen; padded queries, and those
+    with one key to see, do not count. When the mean of a layer falls below `collapse`, it is told
+    once, as an event "attention collapse"; again only after the layer has risen to 1.5 times that.
+
+    | name | what |
+    |---|---|
+    | `attention_entropy/<layer>` | mean over its heads and queries, 0 to 1 |
+    | `attention_entropy_min/<layer>` | of its lowest head |
+    | `attention_max/<layer>` | the largest weight of a query, mean over heads and queries |
+    | `attention_entropy_heads` | lists [layers][heads], in the log's history alone |
+
+    A decoder's layer that looks at an encoder has these also for "decoder.0.cross". With several
+    processes each measures its own examples; what is logged is the first one's.
+
+    Cost per measured step: a forward pass of `num_examples` without the output embedding, its
+    attention computed twice, and one read-back of the layers' numbers.
+
+    Args:
+        every: the number of steps from one measured step to the next; None: the logged steps.
+        num_examples: of the batch that are looked at.
+        probe: a batch to look at in every measured step instead, as the model takes it
+            (`tokenizer(sentences, padding=True, return_tensors="pt")`).
+        collapse: the mean entropy below which a layer counts as collapsed, between 0 and 1; None:
+            no alarm. At 0.1 a query looks at e^(0.1 log n), 1.6 of 128 keys, which in the paper
+            only diverging runs come to.
+
+    Raises:
+        ValueError: an option out of range; in `begin`, a model whose attention is not seen.
+
+    Paper: Zhai et al. 2023, Stabilizing Transformer Training by Preventing Attention Entropy
+    Collapse, https://arxiv.org/abs/2303.06296, section 3. Differs: a share of the largest possible
+    entropy; the paper has no threshold.
+    """
+
+    def __init__(
+        self,
+        every: int | None = None,
+        num_examples: int = 8,
+        probe: Mapping[str, Any] | None = None,
+        collapse: float | None = 0.1,
+    ):
+        super().__init__(every)
+        if num_examples < 1:
+            raise ValueError(f"num_examples is {num_examples}; it must be at least 1")
+        if collapse is not None and not 0 < collapse < 1:
+            raise ValueError(
+                f"collapse is {collapse}, a share of the largest entropy: it must be between 0 and "
+                "1, or None for no alarm"
+            )
+        if probe is not None and not _has_tensors(probe):
+            raise ValueError(
+                "probe must be a batch as the model takes it, tensors by name: "
+                'tokenizer(sentences, padding=True, return_tensors="pt")'
+            )
+        self.num_examples = num_examples
+        self.probe = None if probe is None else dict(probe)
+        self.collapse = collapse
+        self._layers: dict[str, nn.Module] = {}
+        self._batch: dict[str, Any] | None = None
+        self._found: dict[str, list[list[float]]] = {}
+
+    def begin(self, training: Training) -> None:
+        """Find the layers, and look whether their attention is seen."""
+        self._layers = layer_modules(training.model)
+        self._batch, self._found = None, {}
+        self.remembered.setdefault("watched", [])
+        example = self.probe
+        if example is None and _is_simple(training):
+            example = _example_for(training.model)
+        if not self._layers:
+            self._refuse(training.model, "its layers are not found")
+        if example is None:
+            return
+        try:
+            found = self._measured(training, example)
+        except Exception:
+            if self.probe is not None:
+                raise
+            return  # a model that takes other inputs: the first measured step tells
+        if not found:
+            self._refuse(training.model, "it computes attention in a way of its own")
+
+    def watch(self, training: Training) -> None:
+        """Keep the first examples that the model is given."""
+        self._batch = self.probe
+        if self._batch is None:
+            hook = training.model.register_forward_pre_hook(self._keep, with_kwargs=True)
+            self._hooks.append(hook)
+
+    def _keep(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._batch is None and model.training and not args:
+            self._batch = first_examples(kwargs, self.num_examples)
+
+    def measure(self, training: Training) -> None:
+        """Run the probe, and tell of layers that have collapsed."""
+        batch, self._batch = self._batch, None
+        if batch is None:
+            return
+        sums = self._measured(training, batch)
+        if not sums:
+            self._refuse(training.model, "it computes attention in a way of its own")
+        self._found = _read(sums)
+        if self.collapse is not None:
+            self._alarm(training, self.collapse)
+
+    def scalars(self, training: Training) -> Scalars:
+        """The numbers of the last measured step."""
+        found, self._found = self._found, {}
+        logged: dict[str, float | list[Any]] = {}
+        for layer, (entropies, maxima) in found.items():
+            logged[f"attention_entropy/{layer}"] = _mean(entropies)
+            logged[f"attention_entropy_min/{layer}"] = min(entropies)
+            logged[f"attention_max/{layer}"] = _mean(maxima)
+        if found:
+            heads = [[round(e, 4) for e in entropies] for entropies, _ in found.values()]
+            logged["attention_entropy_heads"] = heads
+        return logged
+
+    def _measured(self, training: Training, batch: dict[str, Any]) -> dict[str, AttentionSums]:
+        counted = counted_positions(training.model, batch)
+        sums: dict[str, AttentionSums] = {}
+
+        def see(seen: SeenAttention) -> None:
+            for logits, own in seen.counted(counted_in(counted, seen.layer, seen.shape)):
+                mask = None if own is None else own.to(logits.device)
+                part = attention_sums(logits, mask)
+                before = sums.get(seen.layer)
+                both = part if before is None else map(torch.add, before, part)
+                sums[seen.layer] = AttentionSums(*both)
+
+        probe(training.model, batch, self._layers, see, is_whole=not _is_simple(training))
+        return sums
+
+    def _alarm(self, training: Training, threshold: float) -> None:
+        """Tell of each layer that was above the threshold and now is below."""
+        watched = set(self.remembered["watched"])
+        for layer, (entropies, _) in self._found.items():
+            entropy = _mean(entropies)
+            if entropy >= threshold * _RECOVERED:
+                watched.add(layer)
+            elif entropy < threshold and layer in watched:
+                watched.remove(layer)
+                text = f"the attention of {layer} has collapsed: its entropy is {entropy:.3f}, "
+                text += f"below {threshold:g} of the largest possible; a lower learning rate, a "
+                text += "longer warmup or clipping may help"
+                self.tell(training, "attention collapse", text, layer=layer, entropy=entropy)
+        self.remembered["watched"] = sorted(watched)
+
+    def _refuse(self, model: Any, reason: str) -> None:
+        raise ValueError(
+            f"AttentionMonitor: the attention of {type(model).__name__} is not seen: {reason}; "
+            "leave the monitor out, or take an attention that ends in torch's "
+            "scaled_dot_product_attention or in a softmax over [batch, heads, queries, keys]"
+        )
+
+
+def _has_tensors(batch: Any) -> bool:
+    return isinstance(batch, Mapping) and any(isinstance(v, Tensor) for v in batch.values())
+
+
+def _is_simple(training: Training) -> bool:
+    """Whether a forward pass may be left before its end: no engine that follows it."""
+    return training.args.deepspeed_plugin is None and not training.args.fsdp_plugin_args
+
+
+def _example_for(model: Any) -> dict[str, Any] | None:
+    """Four tokens, for a model that takes tokens."""
+    ids = torch.ones(1, 4, dtype=torch.long)
+    is_pair = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return {"input_ids": ids, **({"decoder_input_ids": ids} if is_pair else {})}
+
+
+def _read(sums: dict[str, AttentionSums]) -> dict[str, list[list[float]]]:
+    """Means over the queries, by layer: of the entropies and of the maxima of the heads."""
+    rows = [
+        torch.stack([s.entropy / s.number, s.maximum / s.number, s.number]) for s in sums.values()
+    ]
+    sizes = [row.shape[1] for row in rows]
+    flat: list[list[float]] = torch.cat(rows, dim=1).tolist()
+    found: dict[str, list[list[float]]] = {}
+    start = 0
+    for layer, size in zip(sums, sizes, strict=True):
+        entropies, maxima, queries = (numbers[start : start + size] for numbers in flat)
+        start += size
+        if all(queries):
+            found[layer] = [entropies, maxima]
+    return found
+
+
+def _mean(numbers: list[float]) -> float:
+    return sum(numbers) / len(numbers)
