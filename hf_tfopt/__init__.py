@@ -94,6 +94,7 @@ _EXPORTS = {
     "NoiseScale": "hf_tfopt.callbacks.noise_scale",
     "WeightMonitor": "hf_tfopt.callbacks.weights",
     "LossScaleMonitor": "hf_tfopt.callbacks.loss_scale",
+    "StabilityGuard": "hf_tfopt.callbacks.stability",
     "CALLBACKS": "hf_tfopt.callbacks",
     # trainer: the few overrides that have no constructor slot
     "TfoptMixin": "hf_tfopt.trainer",

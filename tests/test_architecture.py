@@ -28,6 +28,8 @@ LAYERS = {
     "callbacks": 2,
     "metrics": 2,
     "plotting": 2,
+    "pictures": 2,
+    "watch": 2,
     "report": 2,
     "hub": 2,
     "run": 2,

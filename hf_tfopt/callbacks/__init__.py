@@ -24,6 +24,7 @@ CALLBACKS = Registry(
         "loss_scale_monitor": Lazy("hf_tfopt.callbacks.loss_scale:LossScaleMonitor"),
         "noise_scale": Lazy("hf_tfopt.callbacks.noise_scale:NoiseScale"),
         "percentile_clipping": Lazy("hf_tfopt.callbacks.adaptive_clipping:PercentileClipping"),
+        "stability_guard": Lazy("hf_tfopt.callbacks.stability:StabilityGuard"),
         "stochastic_weight_average": Lazy("hf_tfopt.callbacks.averaging:StochasticWeightAverage"),
         "memory_monitor": Lazy("hf_tfopt.callbacks.memory:MemoryMonitor"),
         "throughput_monitor": Lazy("hf_tfopt.callbacks.throughput:ThroughputMonitor"),

@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_tfopt.callbacks.trained import innermost
+
 logger = logging.getLogger(__name__)
 
 
@@ -80,8 +82,9 @@ class EvaluationWeights(TrainerCallback):
 
 
 def _evaluate(optimizer: Any) -> None:
-    # accelerate's wrapper always has the method, which does nothing where the optimizer lacks it
-    if callable(getattr(optimizer, "eval", None)):
+    # of its class: accelerate's wrapper always has the method, and `WeightAverage` gives one to the
+    # optimizer itself, which is for evaluations alone
+    if callable(getattr(type(innermost(optimizer)), "eval", None)):
         optimizer.eval()
 
 

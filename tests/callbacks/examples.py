@@ -29,6 +29,7 @@ EXAMPLES: dict[str, Callable[[], TrainerCallback]] = {
     "exponential_average": lambda: tfo.ExponentialAverage(decay=0.9),
     "stochastic_weight_average": lambda: tfo.StochasticWeightAverage(start=0.25),
     "latest_weight_average": lambda: tfo.LatestWeightAverage(num=2, every=1),
+    "stability_guard": lambda: tfo.StabilityGuard(snapshot_every=1),
 }
 # Callbacks of the host's own kind, whose tests are their own.
 PLAIN = {"adaptive_weight_decay", "dataset_epochs", "evaluation_weights"}
