@@ -59,19 +59,20 @@ class GradientNoise(Intervention):
         self.gamma = gamma
         self.seed = seed
         self._told: Scalars = {}
-        self._handler: Any = None
+        self._trainer: Any = None
 
     def join(self, trainer: Any) -> None:
         """Learn which callbacks there are."""
         super().join(trainer)
-        self._handler = trainer.callback_handler
+        self._trainer = trainer
 
     def begin(self, training: Training) -> None:
         """Refuse to have the noise clipped."""
         self._told = {}
-        others = [] if self._handler is None else self._handler.callbacks
-        behind = others[others.index(self) + 1 :] if self in others else []
-        for other in behind:
+        if self._trainer is None or self._trainer.state is not training.state:
+            return  # joined no trainer, or one before this
+        others = self._trainer.callback_handler.callbacks
+        for other in others[others.index(self) :]:
             if isinstance(other, Clipping):
                 name = type(other).__name__
                 raise ValueError(

@@ -77,7 +77,7 @@ def clip_values(gradients: Sequence[Tensor], max_value: float) -> Tensor:
 def _largest(shard: Tensor) -> Tensor:
     if not shard.numel():  # this process has no part of the tensor
         return torch.zeros((), device=shard.device)
-    return torch.linalg.vector_norm(shard, math.inf, dtype=torch.float32)
+    return torch.linalg.vector_norm(shard, math.inf).float()
 
 
 @torch.no_grad()
@@ -126,8 +126,10 @@ def _unit_norms(
         gradient, weight = _joined(pair, parameter, dim).unbind()
         found[number] = gradient, weight
     if single:  # all of them with one message
-        pairs = [torch.stack([norm(local(t)) for t in _pair(parameters[n])]) for n in single]
-        joined = whole_norms(torch.stack(pairs, 1).float(), [parameters[n] for n in single])
+        pairs = [
+            torch.stack([norm(local(t)).float() for t in _pair(parameters[n])]) for n in single
+        ]
+        joined = whole_norms(torch.stack(pairs, 1), [parameters[n] for n in single])
         for number, (gradient, weight) in zip(single, joined.unbind(1), strict=True):
             found[number] = gradient, weight
     return [found[number] for number in range(len(parameters))]
@@ -140,7 +142,8 @@ def _pair(parameter: Tensor) -> tuple[Tensor, Tensor]:
 
 def _norms_along(tensor: Tensor, dim: int) -> Tensor:
     others = [other for other in range(tensor.ndim) if other != dim]
-    return torch.linalg.vector_norm(local(tensor), dim=others, keepdim=True, dtype=torch.float32)
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    return torch.linalg.vector_norm(local(tensor), dim=others, keepdim=True, dtype=dtype)
 
 
 def _joined(norms: Tensor, parameter: Tensor, dim: int) -> Tensor:

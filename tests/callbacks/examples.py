@@ -14,7 +14,7 @@ EXAMPLES: dict[str, Callable[[], TrainerCallback]] = {
     "adaptive_gradient_clipping": lambda: tfo.AdaptiveGradientClipping(0.001),
     "attention_monitor": lambda: tfo.AttentionMonitor(every=1, num_examples=2),
     "clip_by_value": lambda: tfo.ClipByValue(0.01),
-    "gradient_clipping": lambda: tfo.GradientClipping("layer", {"encoder.*": 0.1, "head": 0.2}),
+    "gradient_clipping": lambda: tfo.GradientClipping("layer", {"encoder.*": 0.05, "head": 0.2}),
     "gradient_noise": lambda: tfo.GradientNoise(eta=1e-6),
     "percentile_clipping": lambda: tfo.PercentileClipping(window=3),
     "zclip": lambda: tfo.ZClip(z=0.1, warmup_steps=2),
@@ -30,6 +30,9 @@ EXAMPLES: dict[str, Callable[[], TrainerCallback]] = {
     "stochastic_weight_average": lambda: tfo.StochasticWeightAverage(start=0.25),
     "latest_weight_average": lambda: tfo.LatestWeightAverage(num=2, every=1),
     "stability_guard": lambda: tfo.StabilityGuard(snapshot_every=1),
+    "gradual_unfreezing": lambda: tfo.GradualUnfreezing(every=1),
+    "dropout_schedule": lambda: tfo.DropoutSchedule(end=1.0, rate=0.2),
+    "stop_on_plateau": lambda: tfo.StopOnPlateau("loss", patience=9, num_smoothed=3),
 }
 # Callbacks of the host's own kind, whose tests are their own.
 PLAIN = {"adaptive_weight_decay", "dataset_epochs", "evaluation_weights"}
