@@ -29,7 +29,7 @@ RATES_OVER_TIME = tuple(name for name in SCHEDULES if name != "noam")
 # What of a run may be otherwise when it goes on; the rest would make it another run.
 MAY_CHANGE_ON_RESUME = (
     *("max_steps", "num_train_epochs", "logging_steps", "eval_steps", "save_steps", "device"),
-    *("preset", "output_dir", "report_to", "license", "language"),
+    *("preset", "output_dir", "report_to", "monitors", "license", "language"),
 )
 
 # A key given in a recipe or on the command line sets aside these of the preset below it.
@@ -75,6 +75,13 @@ class TrainingKeys:
     )
     schedule_options: Mapping[str, Any] | None = key(None, "the schedule's own: {floor: 0.1}")
     max_grad_norm: float = key(1.0, "gradients are clipped to this norm; 0: never", NOT_NEGATIVE)
+
+    monitors: str = key(
+        "default", "what is watched and logged beside the loss", one_of("default", "none")
+    )
+    callbacks: Mapping[str, Any] | None = key(
+        None, "more callbacks, with their options: {stability_guard: {action: skip}, zclip: {}}"
+    )
 
     batch_size: int = key(32, "rows in one forward pass, on each device", POSITIVE)
     gradient_accumulation_steps: int = key(1, "forward passes in one step", POSITIVE)
