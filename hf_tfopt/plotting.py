@@ -1,4 +1,4 @@
-"""Pictures of a run, from the trainer's log; matplotlib's objects only, no global state."""
+"""What every picture is made with: colours, curves of a log, figures; no global state."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 History = Sequence[Mapping[str, Any]]
 
@@ -21,39 +23,24 @@ class Theme(NamedTuple):
     ink: str
     grid: str
     curves: tuple[str, ...]
+    ramp: tuple[str, ...]  # from the first layer to the last, all of them seen on the paper
+
+
+def _ramp(first: float, last: float) -> tuple[str, ...]:
+    return tuple(to_hex(colormaps["viridis"](place)) for place in np.linspace(first, last, 12))
 
 
 # Okabe & Ito's palette, its brighter half first on dark paper.
 LIGHT = Theme(
     *("#ffffff", "#24292f", "#e3e6ea"),
     ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888"),
+    _ramp(0.0, 0.78),
 )
 DARK = Theme(
     *("#16191d", "#d5dae0", "#30363d"),
     ("#56B4E9", "#E69F00", "#1fc397", "#CC79A7", "#F0E442", "#3f95d0", "#a0a0a0"),
+    _ramp(0.35, 1.0),
 )
-
-
-class Panel(NamedTuple):
-    """One picture of the figure: the log's key for its line, and for the dots over it."""
-
-    title: str
-    line: str
-    dots: str = ""
-    is_log: bool = False
-
-
-PANELS = (
-    Panel("Loss: training (line), held out (dots)", "loss", "eval_loss"),
-    Panel("Perplexity on held-out text", "", "eval_perplexity", is_log=True),
-    Panel("Accuracy on held-out text", "", "eval_accuracy"),
-    Panel("Divergence from the teacher", "distillation"),
-    Panel("Loss of pairs of texts", "next_sentence", "eval_next_sentence"),
-    Panel("Loss of pairs of texts", "sentence_order", "eval_sentence_order"),
-    Panel("Learning rate", "learning_rate"),
-    Panel("Gradient norm before clipping", "grad_norm", is_log=True),
-)
-_NOISY = ("loss", "next_sentence", "sentence_order", "distillation", "grad_norm")
 
 
 def series(history: History, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -87,35 +74,6 @@ def smoothed(values: np.ndarray, span: float = 0.06) -> np.ndarray:
     return total / weight
 
 
-def curves(
-    runs: Mapping[str, History],
-    target: str | Path | IO[bytes],
-    theme: Theme = LIGHT,
-    num_columns: int = 2,
-) -> bool:
-    """Draw loss, held-out perplexity, learning rate and gradient norm of one or several runs.
-
-    Args:
-        runs: name -> the trainer's `state.log_history`; several are drawn over each other.
-        target: where the PNG goes.
-        theme: the colours of paper, text, grid and curves.
-        num_columns: pictures side by side; one for a narrow screen.
-
-    Returns:
-        Whether there was anything to draw; nothing is written if not.
-    """
-    panels = [panel for panel in PANELS if any(_has(history, panel) for history in runs.values())]
-    if not panels:
-        return False
-    figure, places = new_figure(len(panels), theme, num_columns)
-    for axes, panel in zip(places, panels, strict=True):
-        _draw(axes, panel, runs, theme)
-    if len(runs) > 1:
-        legend_below(figure, places[0], theme)
-    save_figure(figure, target)
-    return True
-
-
 def new_figure(num_panels: int, theme: Theme, num_columns: int = 2) -> tuple[Figure, list[Axes]]:
     """An empty figure and the places of its pictures, row by row."""
     columns = min(num_columns, num_panels)
@@ -140,57 +98,6 @@ def legend_below(figure: Figure, axes: Axes, theme: Theme) -> None:
 def save_figure(figure: Figure, target: str | Path | IO[bytes]) -> None:
     """Write the figure as a PNG."""
     figure.savefig(target, format="png", dpi=140, facecolor=figure.get_facecolor())
-
-
-def _all_steps(runs: Mapping[str, History]) -> list[np.ndarray]:
-    keys = [key for panel in PANELS for key in (panel.line, panel.dots) if key]
-    found = [series(history, key)[0] for history in runs.values() for key in keys]
-    return [steps for steps in found if len(steps)]
-
-
-def _has(history: History, panel: Panel) -> bool:
-    return any(key and len(series(history, key)[0]) for key in (panel.line, panel.dots))
-
-
-def _draw(axes: Axes, panel: Panel, runs: Mapping[str, History], theme: Theme) -> None:
-    dress(axes, panel.title, theme, is_log=panel.is_log)
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
-    last = max((int(steps[-1]) for steps in _all_steps(runs)), default=1)
-    axes.set_xlim(0, last * 1.06)  # room for the note at the last point
-    for index, (name, history) in enumerate(runs.items()):
-        color = theme.curves[index % len(theme.curves)]
-        steps, values = _shown(history, panel.line, panel)
-        if len(steps):
-            noisy = panel.line in _NOISY
-            if noisy and len(runs) == 1:
-                axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-            line = smoothed(values) if noisy else values
-            axes.plot(steps, line, color=color, linewidth=1.6, label=name)
-        steps, values = _shown(history, panel.dots, panel)
-        if len(steps):
-            second = theme.curves[1] if len(runs) == 1 and panel.line else color
-            label = None if panel.line else name
-            axes.plot(steps, values, "o--", color=second, markersize=4, linewidth=0.9, label=label)
-            if len(runs) == 1 or not panel.line:
-                _note_last(axes, steps, values, second)
-
-
-def _shown(history: History, key: str, panel: Panel) -> tuple[np.ndarray, np.ndarray]:
-    steps, values = series(history, key) if key else (np.array([]), np.array([]))
-    visible = values > 0 if panel.is_log else np.full(len(values), True)
-    return steps[visible], values[visible]
-
-
-def _note_last(axes: Axes, steps: np.ndarray, values: np.ndarray, color: str) -> None:
-    axes.annotate(
-        f"{values[-1]:.3g}",
-        (steps[-1], values[-1]),
-        xytext=(0, 7),
-        textcoords="offset points",
-        ha="center",
-        fontsize=8,
-        color=color,
-    )
 
 
 def dress(

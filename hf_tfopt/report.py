@@ -1,31 +1,27 @@
 """A run's report: one HTML file that needs nothing else, made from the run's folder alone."""
 
-import base64
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from hf_tfopt.plotting import DARK, LIGHT, Theme, curves
+from hf_tfopt.pictures.events import kind_colors
+from hf_tfopt.pictures.history import events_of
+from hf_tfopt.pictures.panels import COLORS
+from hf_tfopt.pictures.sections import SECTIONS, pictures, section_png
+from hf_tfopt.plotting import LIGHT, series
 from hf_tfopt.run import tables
-from hf_tfopt.run.folder import Run, read_run, write_bytes, write_text
+from hf_tfopt.run.folder import Run, write_bytes, write_text
+from hf_tfopt.run.unfinished import read_any_run
 
 _TEMPLATES = Path(__file__).parent / "templates"
-
-
-def _picture(runs: Sequence[Run], theme: Theme, num_columns: int = 2) -> str:
-    """The curves as a data URI; empty if there is nothing to draw."""
-    buffer = io.BytesIO()
-    if not curves({run.name: run.history for run in runs}, buffer, theme, num_columns):
-        return ""
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+_MOST_EVENTS = 200
 
 
 def report_html(runs: Sequence[Run]) -> str:
-    """The report of one run, or of several side by side, as the text of an HTML file.
+    """The report of one run, or of several over each other, as the text of an HTML file.
 
     Args:
         runs: at least one; every text of theirs is escaped.
@@ -38,22 +34,26 @@ def report_html(runs: Sequence[Run]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    shown = [(section, pictures(section, runs)) for section in SECTIONS]
     return environment.get_template("report.html").render(
         title=" and ".join(run.name for run in runs),
-        runs=[_sections(run) for run in runs],
-        picture=_picture(runs, LIGHT),
-        sources=[
-            ("(max-width: 40rem) and (prefers-color-scheme: dark)", _picture(runs, DARK, 1)),
-            ("(max-width: 40rem)", _picture(runs, LIGHT, 1)),
-            ("(prefers-color-scheme: dark)", _picture(runs, DARK)),
+        runs=[_told(run) for run in runs],
+        colors=COLORS,
+        num_colors=len(LIGHT.curves),
+        sections=[
+            {"name": s.name, "heading": s.heading, "caption": s.caption, "pictures": found}
+            for s, found in shown
+            if found
         ],
     )
 
 
-def _sections(run: Run) -> dict[str, Any]:
+def _told(run: Run) -> dict[str, Any]:
     return {
         "name": run.name,
-        "headlines": tables.headlines(run),
+        "unfinished": run.unfinished,
+        "headlines": [*tables.headlines(run), *_measured(run)],
+        "events": _event_rows(run),
         "recipe": tables.recipe_rows(run),
         "data": tables.data_rows(run),
         "model": tables.fact_rows(run.model),
@@ -70,6 +70,24 @@ def _sections(run: Run) -> dict[str, Any]:
     }
 
 
+def _measured(run: Run) -> list[tuple[str, str]]:
+    """Headlines from the log: what no final number tells."""
+    peak, found = series(run.history, "memory/peak")[1], list[tuple[str, str]]()
+    if len(peak):
+        found.append(("Peak memory", f"{peak.max():,.0f} MiB"))
+    if events := events_of(run.history):
+        found.append(("Events", tables.number(len(events))))
+    return found
+
+
+def _event_rows(run: Run) -> Mapping[str, Any]:
+    """The first events, each with its colour in the pictures, and how many more there are."""
+    events = events_of(run.history)
+    colors = kind_colors(events)
+    rows = [(f"{e.step:,}", e.kind, e.text, colors[e.kind]) for e in events[:_MOST_EVENTS]]
+    return {"rows": rows, "left_out": len(events) - len(rows)}
+
+
 def _told_apart(runs: Sequence[Run]) -> list[Run]:
     """The runs, those whose folders have one name with a number behind it."""
     names = [run.name for run in runs]
@@ -80,7 +98,9 @@ def _told_apart(runs: Sequence[Run]) -> list[Run]:
 
 
 def write_report(folders: Sequence[str | Path], target: str | Path | None = None) -> Path:
-    """Write the report of finished runs, and for a single run its curves.png too.
+    """Write the report of some runs, and for a single run its PNG files too, one for each section.
+
+    A run need not be finished: see `read_any_run`.
 
     Args:
         folders: the runs' output folders.
@@ -91,15 +111,15 @@ def write_report(folders: Sequence[str | Path], target: str | Path | None = None
         The file that was written.
 
     Raises:
-        ValueError: if there is no folder, or one of them holds no finished run.
+        ValueError: if there is no folder, or one of them holds no run.
     """
     if not folders:
         raise ValueError("a report needs at least one run's folder")
-    runs = _told_apart([read_run(folder) for folder in folders])
+    runs = _told_apart([read_any_run(folder) for folder in folders])
     path = Path(target or (Path(folders[0]) / "report.html" if len(runs) == 1 else "report.html"))
     write_text(path, report_html(runs))
     if len(runs) == 1:
-        buffer = io.BytesIO()
-        if curves({runs[0].name: runs[0].history}, buffer):
-            write_bytes(Path(folders[0]) / "curves.png", buffer.getvalue())
+        for section in SECTIONS:
+            if content := section_png(section, runs[0]):
+                write_bytes(Path(folders[0]) / f"{section.name}.png", content)
     return path

@@ -1,19 +1,16 @@
 import numpy as np
 import pytest
 
-from hf_tfopt.plotting import curves, series, smoothed
+from hf_tfopt.plotting import DARK, LIGHT, series, smoothed
 
 
-def test_curves_are_drawn_of_what_there_is(tmp_path):
-    assert not curves({"run": []}, tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()
+def test_a_series_is_what_is_finite_and_has_a_step():
     odd = [
         {"step": 1, "loss": float("nan")},
         {"step": 2, "loss": 3.0},
         {"loss": 1.0},
         {"step": "x"},
     ]
-    assert curves({"run": odd}, tmp_path / "one.png")
     steps, values = series(odd, "loss")
     assert (steps.tolist(), values.tolist()) == ([2], [3.0])
 
@@ -29,3 +26,21 @@ def test_smoothing_keeps_constants_and_lines_and_lessens_noise(length):
     if length == 100:
         noise = np.random.default_rng(0).normal(size=length)
         assert smoothed(noise).std() < 0.6 * noise.std()
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_every_colour_is_seen_on_its_paper(theme):
+    """WCAG's contrast of graphics, 3 to 1; a few of the brightest hues have less, and are thick."""
+
+    def luminance(color):
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    def contrast(color):
+        low, high = sorted([luminance(color), luminance(theme.paper)])
+        return (high + 0.05) / (low + 0.05)
+
+    assert contrast(theme.ink) > 7
+    assert min(map(contrast, theme.curves)) > 1.9
+    assert min(map(contrast, theme.ramp)) > 1.9

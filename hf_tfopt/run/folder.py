@@ -109,7 +109,7 @@ def _finite(content: Any) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, as its folder tells it.
+    """A run, as its folder tells it.
 
     Args:
         name: the folder's own name.
@@ -121,6 +121,9 @@ class Run:
         examples: masked words and what the model put there (`completions.complete`).
         environment: versions of what ran.
         task: what the model does, as the Hub calls it ("fill-mask", "text-classification").
+        attention: chosen sentences ("sentence", "tokens") and where the heads looked ("layers":
+            [layer][head][query][key]), as of the end.
+        unfinished: how far a run came that is not finished; empty for one that is.
     """
 
     name: str
@@ -132,15 +135,27 @@ class Run:
     examples: Sequence[Mapping[str, Any]] = ()
     environment: Mapping[str, Any] = field(default_factory=dict[str, Any])
     task: str = "fill-mask"
+    attention: Sequence[Mapping[str, Any]] = ()
+    unfinished: str = ""
 
 
-_RECORDED = ("history", "data", "model", "examples", "environment", "task")
+_RECORDED = ("history", "data", "model", "examples", "environment", "task", "attention")
 
 
 def write_run(folder: str | Path, run: Run) -> None:
     """Write metrics.json and run.json; recipe.yaml is the script's, written as the run begins."""
-    write_json(Path(folder) / RECORD, {name: getattr(run, name) for name in _RECORDED})
+    record = _finite({name: getattr(run, name) for name in _RECORDED})
+    parts = [f"{json.dumps(name)}: {_by_line(part)}" for name, part in record.items()]
+    write_text(Path(folder) / RECORD, "{\n" + ",\n".join(parts) + "\n}\n")
     write_json(Path(folder) / METRICS, run.metrics)
+
+
+def _by_line(content: Any) -> str:
+    """JSON with a line for each entry of a list: histories are long, and attention maps longer."""
+    if not isinstance(content, list) or not content:
+        return json.dumps(content, allow_nan=False)
+    entries = [json.dumps(entry, allow_nan=False) for entry in content]
+    return "[\n" + ",\n".join(entries) + "\n]"
 
 
 def read_run(folder: str | Path) -> Run:

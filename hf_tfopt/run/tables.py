@@ -66,6 +66,7 @@ def headlines(run: Run) -> list[tuple[str, str]]:
         ("Times as fast as the teacher", "times_as_fast", number),
         ("Held-out perplexity", "perplexity", number),
         ("Held-out loss", "eval_loss", number),
+        ("Training loss", "loss", number),
         *((label, key, number) for key, label in TERMS.items()),
         ("Training time", "train_seconds", duration),
         ("Steps", "steps", number),
