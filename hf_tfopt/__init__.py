@@ -77,6 +77,7 @@ _EXPORTS = {
     "AdaptiveWeightDecay": "hf_tfopt.callbacks.weight_decay",
     "EvaluationWeights": "hf_tfopt.callbacks.evaluation_weights",
     "GroupRates": "hf_tfopt.callbacks.group_rates",
+    "LiveLog": "hf_tfopt.callbacks.live_log",
     "estimate_memory": "hf_tfopt.callbacks.memory_estimate",
     "MemoryMonitor": "hf_tfopt.callbacks.memory",
     "ThroughputMonitor": "hf_tfopt.callbacks.throughput",

@@ -23,6 +23,7 @@ CALLBACKS = Registry(
         "gradient_noise": Lazy("hf_tfopt.callbacks.gradient_noise:GradientNoise"),
         "group_rates": Lazy("hf_tfopt.callbacks.group_rates:GroupRates"),
         "latest_weight_average": Lazy("hf_tfopt.callbacks.averaging:LatestWeightAverage"),
+        "live_log": Lazy("hf_tfopt.callbacks.live_log:LiveLog"),
         "loss_scale_monitor": Lazy("hf_tfopt.callbacks.loss_scale:LossScaleMonitor"),
         "noise_scale": Lazy("hf_tfopt.callbacks.noise_scale:NoiseScale"),
         "percentile_clipping": Lazy("hf_tfopt.callbacks.adaptive_clipping:PercentileClipping"),

@@ -24,6 +24,7 @@ EXAMPLES: dict[str, Callable[[], TrainerCallback]] = {
     "noise_scale": lambda: tfo.NoiseScale(every=1),
     "weight_monitor": lambda: tfo.WeightMonitor(every=1),
     "group_rates": lambda: tfo.GroupRates(),
+    "live_log": lambda: tfo.LiveLog(),
     "memory_monitor": lambda: tfo.MemoryMonitor(),
     "throughput_monitor": lambda: tfo.ThroughputMonitor(peak_flops=1e12, num_warmup_steps=0),
     "exponential_average": lambda: tfo.ExponentialAverage(decay=0.9),
