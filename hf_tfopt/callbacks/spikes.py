@@ -5,26 +5,27 @@ from collections.abc import Sequence
 
 MIN_VALUES = 100  # before that, a quantile of the top is not known
 LEAST_SPREAD = 0.02  # of a series without noise: rounding alone is no event
-LEAST_RATIO = math.log(2)  # what is less than doubled is no spike, however quiet the series
 
 
-def spike_threshold(past: Sequence[float], threshold: float = 6.0) -> float:
+def spike_threshold(past: Sequence[float], threshold: float = 6.0, ratio: float = 3.0) -> float:
     """The logarithm above which a value is a spike, from the logarithms before it.
 
     The larger of two, m and MAD being the median of `past` and of the distances to it, q(p) its
     quantiles:
 
-        m + max(threshold · 1.4826 · MAD, log 2)   a robust z-score
-        q(0.99) + 3 · (q(0.99) - q(0.9))           its own tail, continued
+        m + max(threshold · 1.4826 · MAD, log ratio)   a robust z-score
+        q(0.99) + 3 · (q(0.99) - q(0.9))             its own tail, continued
 
     The first alone would call the tail of heavy-tailed noise an event again and again: losses of
     small batches have such tails. The second is at 5.5 standard deviations of the logarithms where
-    they are normal, and where one of 10^5 lies for an exponential tail.
+    they are normal. Noise whose tail is a power of 3 or less is called a spike all the same, about
+    once in 10,000 steps.
 
     Args:
         past: the logarithms of the values so far, in any order; infinity while there are fewer than
             100.
         threshold: of the z-score, in standard deviations.
+        ratio: to the median of the values; less is no spike, however quiet the series.
 
     Paper: none; the median and MAD are those of Hampel 1974.
     """
@@ -34,7 +35,7 @@ def spike_threshold(past: Sequence[float], threshold: float = 6.0) -> float:
     center = _quantile(ranked, 0.5)
     spread = 1.4826 * _quantile(sorted(abs(value - center) for value in ranked), 0.5)
     top, upper = _quantile(ranked, 0.99), _quantile(ranked, 0.9)
-    by_score = center + max(threshold * max(spread, LEAST_SPREAD), LEAST_RATIO)
+    by_score = center + max(threshold * max(spread, LEAST_SPREAD), math.log(ratio))
     return max(by_score, top + 3 * (top - upper))
 
 
@@ -42,12 +43,14 @@ def _quantile(ranked: Sequence[float], share: float) -> float:
     return ranked[min(int(share * len(ranked)), len(ranked) - 1)]
 
 
-def is_spike(value: float, past: Sequence[float], threshold: float = 6.0) -> bool:
+def is_spike(
+    value: float, past: Sequence[float], threshold: float = 6.0, ratio: float = 3.0
+) -> bool:
     """Whether a value is a spike after those whose logarithms are `past`.
 
     Never for what has no logarithm: 0 or less, as some losses are.
     """
-    return value > 0 and math.log(value) > spike_threshold(past, threshold)
+    return value > 0 and math.log(value) > spike_threshold(past, threshold, ratio)
 
 
 def remember(value: float, past: list[float], window: int) -> None:

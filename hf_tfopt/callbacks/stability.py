@@ -12,7 +12,7 @@ from hf_tfopt.callbacks.lowered_rates import scale_rates
 from hf_tfopt.callbacks.recovery import Recovery
 from hf_tfopt.callbacks.spikes import is_spike, remember
 from hf_tfopt.callbacks.step_losses import SinceLog, pass_losses_through
-from hf_tfopt.callbacks.suspects import described, shown, suspects
+from hf_tfopt.callbacks.suspects import cause_of, described, facts_of
 from hf_tfopt.callbacks.training import Scalars, Training, training_of
 from hf_tfopt.callbacks.vitals import Vitals, loss_scale, read_vitals
 from hf_tfopt.optimizers.checks import check_count, check_positive
@@ -77,6 +77,7 @@ class StabilityGuard(Intervention):
         lr_factor: of "lower_lr", above 0 and below 1.
         threshold: of a spike, in standard deviations of the logarithm; infinity: no spike is looked
             for.
+        ratio: of a spike to the median, above 1.
         window: good steps that a spike is judged by.
         patience: bad steps in a row before the run is stopped.
 
@@ -99,6 +100,7 @@ class StabilityGuard(Intervention):
         is_snapshot_on_cpu: bool = True,
         lr_factor: float = 0.5,
         threshold: float = 6.0,
+        ratio: float = 3.0,
         window: int = 500,
         patience: int = 20,
     ):
@@ -112,6 +114,8 @@ class StabilityGuard(Intervention):
             raise ValueError("action='rollback' needs a snapshot: give snapshot_every a number")
         if threshold != math.inf:
             check_positive("threshold", threshold)
+        if not 1 < ratio < math.inf:
+            raise ValueError(f"ratio must be above 1, got {ratio!r}")
         if not 0 < lr_factor < 1:
             raise ValueError(f"lr_factor must be above 0 and below 1, got {lr_factor!r}")
         self.action = action
@@ -119,6 +123,7 @@ class StabilityGuard(Intervention):
         self.is_snapshot_on_cpu = is_snapshot_on_cpu
         self.lr_factor = lr_factor
         self.threshold = threshold
+        self.ratio = ratio
         self.window = window
         self.patience = patience
         self._recovery: Recovery | None = None
@@ -182,26 +187,18 @@ class StabilityGuard(Intervention):
             return
         self._has_update = True
         values = {"loss": vitals.loss or 0.0, "gradient": vitals.gradient_norm / (scale or 1.0)}
-        cause = self._cause(vitals, values)
-        if cause is not None:
+        spikes = [
+            series
+            for series, value in values.items()
+            if is_spike(value, self.remembered[series], self.threshold, self.ratio)
+        ]
+        if cause := cause_of(vitals, spikes):
             self._bad(training, vitals, cause)
             return
         self.remembered["num_in_a_row"] = 0
         self._since_log.good += [] if vitals.loss is None else [vitals.loss]
         for series, value in values.items():
             remember(value, self.remembered[series], self.window)
-
-    def _cause(self, vitals: Vitals, values: dict[str, float]) -> str | None:
-        if vitals.num_bad_losses:
-            return "non-finite loss"
-        if not math.isfinite(vitals.gradient_norm):
-            return "non-finite gradient"
-        spikes = [
-            series
-            for series, value in values.items()
-            if is_spike(value, self.remembered[series], self.threshold)
-        ]
-        return f"spike of {' and '.join(spikes)}" if spikes else None
 
     # What it does.
 
@@ -212,14 +209,7 @@ class StabilityGuard(Intervention):
         self._since_log.has_bad_loss |= vitals.num_bad_losses > 0
         is_spike = cause.startswith("spike")
         weights = [] if is_spike else self._healer.body.bad_weights()
-        facts: dict[str, Any] = {
-            "step": training.state.global_step + 1,
-            "loss": shown(vitals.loss) if not vitals.num_bad_losses else "nan",
-            "gradient_norm": shown(vitals.gradient_norm),
-            "blocks": self._healer.body.bad_blocks(vitals.norms),
-            "weights": weights,
-            "batches": suspects(training, self._losses),
-        }
+        facts = facts_of(training, vitals, self._losses, self._healer.body, weights)
         kind, row = "non-finite weight" if weights else cause, self.remembered["num_in_a_row"]
         done = self._act(training, weights, row, is_spike)
         if self.action != "warn" or row <= self.patience:

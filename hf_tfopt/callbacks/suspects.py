@@ -10,7 +10,43 @@ from transformers.trainer_utils import has_length
 
 from hf_tfopt.callbacks.dataset_rows import dataset_rows
 from hf_tfopt.callbacks.training import Training
-from hf_tfopt.callbacks.vitals import gathered
+from hf_tfopt.callbacks.vitals import Body, Vitals, gathered
+
+
+def cause_of(vitals: Vitals, spikes: Sequence[str]) -> str | None:
+    """What is wrong with a step, in two or three words; None: nothing.
+
+    Args:
+        vitals: of the step.
+        spikes: the series that have one in it.
+    """
+    if vitals.num_bad_losses:
+        return "non-finite loss"
+    if not math.isfinite(vitals.gradient_norm):
+        return "non-finite gradient"
+    return f"spike of {' and '.join(spikes)}" if spikes else None
+
+
+def facts_of(
+    training: Training, vitals: Vitals, losses: Sequence[Tensor], body: Body, weights: list[str]
+) -> dict[str, Any]:
+    """All that is told of a bad step, before its update.
+
+    Args:
+        training: of the step.
+        vitals: of the step.
+        losses: of this process's micro-batches; empty where they were not seen.
+        body: of the model.
+        weights: the blocks whose weights are not finite.
+    """
+    return {
+        "step": training.state.global_step + 1,
+        "loss": "nan" if vitals.num_bad_losses else _shown(vitals.loss),
+        "gradient_norm": _shown(vitals.gradient_norm),
+        "blocks": body.bad_blocks(vitals.norms),
+        "weights": weights,
+        "batches": suspects(training, losses),
+    }
 
 
 def suspects(training: Training, losses: Sequence[Tensor]) -> list[dict[str, Any]]:
@@ -43,7 +79,7 @@ def step_batches(training: Training, losses: Sequence[float]) -> list[dict[str, 
     number = len(losses) or training.args.gradient_accumulation_steps
     found: list[dict[str, Any]] = [{"micro_batch": i} for i in range(number)]
     for one, loss in zip(found, losses, strict=False):
-        one["loss"] = shown(loss)
+        one["loss"] = _shown(loss)
     if training.args.ignore_data_skip or not has_length(training.data):
         return found
     epoch, first = divmod(
@@ -69,6 +105,6 @@ def described(kind: str, facts: dict[str, Any]) -> str:
     return f"{found} (loss {facts['loss']}, gradient norm {facts['gradient_norm']})"
 
 
-def shown(value: float | None) -> float | str | None:
+def _shown(value: float | None) -> float | str | None:
     """A number as JSON may hold it: text where it is not finite."""
     return value if value is None or math.isfinite(value) else str(value)

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
 import hf_tfopt as tfo
 from tests.callbacks.faults import KINDS, PLACES, Fault
-from tests.callbacks.runs import Reporter, history_of, trainer_with, weights_of
+from tests.callbacks.runs import history_of, trainer_with, weights_of
 
 ACTIONS = ("skip", "rollback", "lower_lr", "stop")
 
