@@ -9,7 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_tfopt.callbacks.blocks import Groups
-from hf_tfopt.callbacks.clipping import Clipping, grouped_by
+from hf_tfopt.callbacks.clipping import Clipping, grouped_by, say_if_at_rest
 from hf_tfopt.callbacks.training import Scalars, Training
 from hf_tfopt.optimizers.checks import check_count, check_not_negative, check_positive, check_share
 from hf_tfopt.optimizers.group_clipping import clip_groups, clip_units
@@ -40,7 +40,7 @@ class AdaptiveGradientClipping(Clipping):
 
     Raises:
         ValueError: a number that is not above 0; before the first step, an engine that hides the
-            gradients, or nothing to clip outside the head.
+            gradients.
 
     Paper: Brock et al. 2021, High-Performance Large-Scale Image Recognition Without Normalization,
         https://arxiv.org/abs/2102.06171, equation 3. Differs: all of the head is excluded, where
@@ -59,11 +59,8 @@ class AdaptiveGradientClipping(Clipping):
         """Find the units."""
         super().begin(training)
         self._units = units_of(training.model)
-        if not self._units:
-            raise ValueError(
-                "AdaptiveGradientClipping: the model is all head, which is not clipped; use "
-                "GradientClipping"
-            )
+        what = "AdaptiveGradientClipping: what is not the head"
+        say_if_at_rest(training, what, [parameter for parameter, _ in self._units])
 
     def gradients(self, training: Training) -> None:
         """Shorten them."""

@@ -1,7 +1,7 @@
 """Gradients no longer than they may be: by groups of the model, and number by number."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
@@ -159,6 +159,9 @@ class GradientClipping(Clipping):
         limits = [self._limited.get(name, torch.inf) for name in self._groups.names]
         self._limits = torch.tensor(limits)
         super().begin(training)
+        if isinstance(self.max_norm, Mapping):
+            for name in self._limited:
+                say_if_at_rest(training, f"GradientClipping: {name}", self._groups.of(name))
 
     def smallest_norm(self) -> float:
         """The smallest of the limits: no group is longer than all of them together."""
@@ -172,6 +175,12 @@ class GradientClipping(Clipping):
         shortened = clip_groups(gradients, groups.members, norms, self._limits)
         shares = dict(zip(groups.names, shortened.unbind(), strict=True))
         self.count({name: shares[name] for name in self._limited})
+
+
+def say_if_at_rest(training: Training, what: str, parameters: Sequence[Tensor]) -> None:
+    """Warn where nothing of what is to be clipped is trained, at least for now."""
+    if training.state.is_world_process_zero and not any(p.requires_grad for p in parameters):
+        logger.warning("%s: nothing of it is trained, so there is nothing to clip", what)
 
 
 def grouped_by(model: nn.Module, by: Grouping) -> Groups:

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import TrainerControl
 
 from hf_tfopt.callbacks.training import Training
+from hf_tfopt.optimizers.sharding import shard_as
 
 
 def event(model: nn.Module, max_grad_norm: float = 0.0, step: int = 0) -> Any:
@@ -21,7 +22,8 @@ def set_gradients(model: nn.Module, seed: int = 0, scale: float = 1.0) -> None:
     """Normal numbers, the same for a seed."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
-        parameter.grad = scale * torch.randn(parameter.shape, generator=generator)
+        gradient = scale * torch.randn(parameter.shape, generator=generator)
+        parameter.grad = shard_as(parameter, gradient)
 
 
 def gradients_of(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,3 +1,4 @@
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -124,16 +125,18 @@ def test_units_are_outputs_and_tokens_and_not_the_head(name: str) -> None:
     assert share == pytest.approx(num_shortened / num_units, rel=1e-5)
 
 
-def test_a_tied_table_is_an_embedding_and_a_model_of_a_head_is_refused() -> None:
+def test_a_tied_table_is_an_embedding_and_a_body_at_rest_is_told(caplog: Any) -> None:
     model = tiny("bert")
     table = model.get_input_embeddings().weight
     assert any(parameter is table for parameter, _ in units_of(model))
     assert all(p is not model.cls.predictions.bias for p, _ in units_of(model))
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model.bert.requires_grad_(False)
     callback = tfo.AdaptiveGradientClipping()
-    callback.begin(event(model))
-    callback.gradients(event(model))  # nothing is trained: nothing is done
+    with caplog.at_level(logging.WARNING, "hf_tfopt.callbacks.clipping"):
+        callback.begin(event(model))
+    assert "what is not the head: nothing of it is trained" in caplog.text
+    callback.gradients(event(model))
+    assert callback.scalars(event(model)) == {"clip_share/units": 0}
 
 
 def test_zclip_shortens_a_spike_of_a_run(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 import copy
 import logging
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from tests.callbacks.gradient_events import event, gradients_of, set_gradients
 from tests.callbacks.runs import history_of, trainer_with
 from tests.models import TINY, tiny
 from tests.references.clipping import clipped_together
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -75,9 +80,12 @@ def test_the_first_pattern_that_matches_counts() -> None:
     assert shares == {"clip_share/encoder.0": 1, "clip_share/encoder.1": 1, "clip_share/head": 0}
 
 
-def test_what_is_unfrozen_later_is_clipped_too() -> None:
+def test_what_rests_is_told_and_clipped_when_it_is_trained_later(caplog: Any) -> None:
     model = tiny("bert")
     model.bert.encoder.layer[0].requires_grad_(False)
+    with caplog.at_level(logging.WARNING, "hf_tfopt.callbacks.clipping"):
+        tfo.GradientClipping("layer", {"encoder.*": 0.5}).begin(event(model))
+    assert [record.message.count("encoder.0: nothing") for record in caplog.records] == [1]
     callback = tfo.GradientClipping("layer", 0.5)
     callback.begin(event(model))
     model.bert.encoder.layer[0].requires_grad_(True)
@@ -203,3 +211,15 @@ def test_training_moves_by_no_more_than_allowed(tmp_path: Path) -> None:
     assert norms["head"] == pytest.approx(0.1 * 0.01, rel=1e-3)
     assert norms["encoder.0"] == pytest.approx(0.1 * 0.02, rel=1e-3)
     assert norms["embeddings"] > 0.1 * 0.1
+
+
+@pytest.mark.invariant
+def test_sharded_gradients_are_changed_as_whole_ones() -> None:
+    """Every intervention, two processes, FSDP2's shards by rows and by columns."""
+    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    script = str(Path(__file__).with_name("sharded_gradients.py"))
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, *command, script], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert "equal" in run.stdout, run.stderr[-3000:]

@@ -45,7 +45,7 @@ def run(name: str, batch_size: int, accumulation: int, how: str = "tfopt") -> di
             learning_rate=case.learning_rate,
             lr_scheduler_type="constant",
             optim="sgd",
-            max_grad_norm=0.5,
+            max_grad_norm=case.max_grad_norm,
             save_strategy="no",
             report_to="none",
             use_cpu=True,
@@ -58,7 +58,8 @@ def run(name: str, batch_size: int, accumulation: int, how: str = "tfopt") -> di
             "eval_dataset": Columns(case.batch(11, 1)),
         }
         if how == "tfopt":
-            trainer = tfo.TfoptTrainer(model, args, objective=case.objective(), **data)
+            made = {"objective": case.objective(), "callbacks": case.callbacks()}
+            trainer = tfo.TfoptTrainer(model, args, **made, **data)
         else:
             trainer = Trainer(model, args, **data)
         if how == "attach":

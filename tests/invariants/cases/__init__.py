@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import Dataset
+from transformers import TrainerCallback
 
 from hf_tfopt.objectives.base import Objective
 
@@ -19,12 +20,16 @@ class Case(NamedTuple):
         batch: (number of rows, seed) -> the columns of so many rows.
         objective: makes it (and its teacher), the same at every call.
         learning_rate: of plain SGD.
+        callbacks: makes them.
+        max_grad_norm: of the host's own clipping; 0: none.
     """
 
     model: Callable[[], Any]
     batch: Callable[[int, int], dict[str, torch.Tensor]]
     objective: Callable[[], Objective]
     learning_rate: float = 0.1
+    callbacks: Callable[[], list[TrainerCallback]] = list
+    max_grad_norm: float = 0.5
 
 
 class Columns(Dataset):
