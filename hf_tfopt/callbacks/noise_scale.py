@@ -1,7 +1,7 @@
 """The batch size from which on larger batches help less and less."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any, NamedTuple
 
 import torch
@@ -68,9 +68,9 @@ class NoiseScale(ReadingMonitor):
 
     Raises:
         ValueError: a number outside its range. Before training: one process without gradient
-            accumulation, which has no part to see; FSDP2, which keeps a micro-batch's gradients to
-            itself, unless `sync_each_batch` is set; DeepSpeed or FSDP1; a stock Trainer that clips
-            (it tells no callback the norm before: use `tfo.attach`).
+            accumulation, which has no part to see; FSDP2 with replicas (HSDP), unless
+            `sync_each_batch` is set; DeepSpeed or FSDP1; a stock Trainer that clips (it tells no
+            callback the norm before: use `tfo.attach`).
 
     Paper: McCandlish, Kaplan, Amodei 2018, An Empirical Model of Large-Batch Training,
         https://arxiv.org/abs/1812.06162, equation 2.9 and appendix A.1.
@@ -90,6 +90,7 @@ class NoiseScale(ReadingMonitor):
         self._small: Tensor | None = None
         self._norms: dict[Tensor, Tensor] = {}
         self._num_parts = 0
+        self._is_even = False
 
     def join(self, trainer: Any) -> None:
         """Hear of the norm before clipping."""
@@ -109,6 +110,7 @@ class NoiseScale(ReadingMonitor):
                 "no callback: use tfo.attach(trainer, callbacks=[...]), or max_grad_norm=0"
             )
         self._split = split_of(training, self._num_replicas or training.args.world_size)
+        self._is_even = is_even(training, self._split)
         self._groups, self._heard, self._small, self._norms = None, None, None, {}
         for name in ("signal", "variance", "weight"):
             self.remembered.setdefault(name, 0.0)
@@ -118,7 +120,7 @@ class NoiseScale(ReadingMonitor):
         self._groups = fitting(self._groups, training.model, _all)
         self._small, self._num_parts, self._norms = None, 1, {}
         if training.args.gradient_accumulation_steps == 1:
-            for parameter in self._groups.parameters:
+            for parameter in whole_parameters(training.model):
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(self._see))
 
     def _see(self, parameter: Tensor) -> None:
@@ -129,19 +131,23 @@ class NoiseScale(ReadingMonitor):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """See the gradients of the first micro-batch."""
-        if self._is_due and self._groups is not None:
-            self._num_parts += 1
-            if self._small is None:
-                self._small = self._groups.norms(self._groups.gradients())[0]
+        if not self._is_due or self._groups is None:
+            return
+        self._num_parts += 1
+        if self._small is None:
+            deferred = deferred_gradients(kwargs["model"])
+            small = self._groups.norms(self._groups.gradients())[0]
+            self._small = _length([small, *map(norm, deferred)])
 
     def measure_gradients(self, training: Training) -> None:
         """Compare the part with the whole."""
         small, large = self._small, self._heard
         if self._norms:
-            small = torch.linalg.vector_norm(torch.stack(list(self._norms.values())))
+            small = _length(list(self._norms.values()))
         self._small, self._heard, self._norms = None, None, {}
         num_parts = training.args.gradient_accumulation_steps
-        if small is None or self._num_parts != num_parts or _is_short(training):
+        is_short = bool(GradientState().end_of_dataloader) and not self._is_even
+        if small is None or self._num_parts != num_parts or is_short:
             return
         if large is None:
             assert self._groups is not None
@@ -189,11 +195,12 @@ def split_of(training: Training, num_processes: int) -> Split:
     """
     num_parts = training.args.gradient_accumulation_steps
     is_synced = bool(GradientState().plugin_kwargs.get("sync_each_batch", False))
-    is_sharded = any(isinstance(p, DTensor) for p in training.model.parameters())
-    if is_sharded and (num_parts == 1 or not is_synced):
+    held = [one.sharded_param for one in _held_by_fsdp(training.model)]
+    is_hybrid = any(parameter.device_mesh.ndim > 1 for parameter in held)
+    if is_hybrid and not is_synced:
         raise ValueError(
-            "NoiseScale must see a micro-batch's gradients, which FSDP2 keeps to itself; use DDP, "
-            "or gradient_accumulation_steps of 2 or more with accelerator_config="
+            "NoiseScale must see a micro-batch's gradients, which FSDP2 with replicas keeps to "
+            "itself; use DDP or FSDP2 without replicas, or accelerator_config="
             "{'gradient_accumulation_kwargs': {'sync_each_batch': True}}"
         )
     if num_parts * num_processes == 1:
@@ -208,11 +215,49 @@ def split_of(training: Training, num_processes: int) -> Split:
     return Split(size if is_local else large // num_parts, large, is_local)
 
 
-def _is_short(training: Training) -> bool:
-    """Whether the last micro-batch has fewer examples: the end of an epoch, if they do not fit."""
-    state = GradientState()
-    return bool(state.end_of_dataloader) and state.remainder != 0
+def is_even(training: Training, split: Split) -> bool:
+    """Whether every micro-batch has as many examples as the others, also at an epoch's end."""
+    dataset = getattr(training.data, "dataset", None)
+    size = split.large // training.args.gradient_accumulation_steps
+    is_known = isinstance(dataset, Sized) and len(dataset) % size == 0
+    return is_known or training.args.dataloader_drop_last
 
 
 def _all(model: nn.Module) -> Groups:
     return grouped(model, {name: "all" for name, _ in model.named_parameters()}, ("all",))
+
+
+def _length(norms: Sequence[Tensor]) -> Tensor:
+    return torch.linalg.vector_norm(torch.stack([norm.to(norms[-1].device) for norm in norms]))
+
+
+# What FSDP2 holds beside the shards is private in torch (2.13, fsdp/_fully_shard/_fsdp_param.py).
+
+
+def _held_by_fsdp(model: nn.Module) -> list[Any]:
+    found: list[Any] = []
+    for module in model.modules():
+        state: Any = getattr(module, "_get_fsdp_state", lambda: None)()
+        if state is not None:
+            has_several = hasattr(state, "_fsdp_param_groups")  # not yet in torch 2.8
+            groups = state._fsdp_param_groups if has_several else [state._fsdp_param_group]
+            found += [held for group in groups if group for held in group.fsdp_params]
+    return found
+
+
+def deferred_gradients(model: nn.Module) -> list[Tensor]:
+    """The gradients that FSDP2 has not divided among the processes yet: this process's own."""
+    found: list[Tensor | None] = []
+    for held in _held_by_fsdp(model):
+        own = held._unsharded_param.grad if hasattr(held, "_unsharded_param") else None
+        found += [held.unsharded_accumulated_grad, own]
+    return [gradient for gradient in found if gradient is not None]
+
+
+def whole_parameters(model: nn.Module) -> list[Tensor]:
+    """Those that gradients are accumulated in; none, while FSDP2 has not made its own yet."""
+    held = _held_by_fsdp(model)
+    if not all(hasattr(one, "_unsharded_param") for one in held):
+        return []
+    plain = [p for p in model.parameters() if not isinstance(p, DTensor)]
+    return [p for p in (*plain, *(one._unsharded_param for one in held)) if p.requires_grad]
