@@ -36,9 +36,9 @@ class MemoryMonitor(Monitor):
 
     The first three are sums of the tensors' sizes. Activations on a GPU are what is allocated more
     when a backward pass begins than when its micro-batch began. On a CPU, which does not tell what
-    is allocated, they are the storages that autograd has saved, without the parameters' own; the
-    inputs that activation checkpointing keeps by itself are not among them. They need `attach` or
-    `TfoptTrainer`. The CPU's peak is that of the process since it began, with all its libraries.
+    is allocated, they are the storages that autograd has saved, without the parameters' own, and
+    without those that hooks of the model's own put elsewhere. They need `attach` or `TfoptTrainer`.
+    The CPU's peak is that of the process since it began, with all its libraries.
     DeepSpeed and FSDP1 hide some of the gradients and of the state, which are then missing here.
 
     Costs, in measured steps, a look at every parameter, and on a CPU at every tensor that is saved.
