@@ -26,14 +26,17 @@ def decay_after(num_averaged: int, decay: float) -> float:
     return min(decay, (1 + num_averaged) / (10 + num_averaged))
 
 
-def first_step(start: float, max_steps: int) -> int:
-    """The first step whose weights are averaged.
+def is_averaged(step: int, start: float, every: int, max_steps: int) -> bool:
+    """Whether the weights after a step are averaged: one of every so many after the start.
 
     Args:
+        step: from 1.
         start: what passes before: below 1 a share of the run, else steps.
+        every: steps.
         max_steps: of the run.
     """
-    return (round(start * max_steps) if start < 1 else int(start)) + 1
+    since = step - (round(start * max_steps) if start < 1 else int(start))
+    return since > 0 and since % every == 0
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ class ExponentialAverage(WeightAverage):
     Args:
         decay: what the average keeps of itself each time, in the long run; in [0, 1).
         every: steps from one averaged weight to the next.
-        start: what passes before the first: below 1 a share of the run, else steps.
+        start: what passes before: below 1 a share of the run, else steps.
 
     Raises:
         ValueError: see `WeightAverage`.
@@ -64,7 +64,7 @@ class StochasticWeightAverage(WeightAverage):
     | `num_averaged` | weights in the average so far |
 
     Args:
-        start: what passes before the first: below 1 a share of the run, else steps.
+        start: what passes before: below 1 a share of the run, else steps.
         every: steps from one averaged weight to the next; the paper's are an epoch's.
 
     Raises:
@@ -102,7 +102,7 @@ class LatestWeightAverage(WeightAverage):
     Args:
         num: weights in the average.
         every: steps from one to the next; the paper's are an epoch's.
-        start: what passes before the first: below 1 a share of the run, else steps.
+        start: what passes before: below 1 a share of the run, else steps.
 
     Raises:
         ValueError: see `WeightAverage`.

@@ -108,7 +108,7 @@ class DropoutSchedule(Intervention):
         if largest == 0:
             raise ValueError(
                 f"all {len(found)} dropout rates of {type(training.model).__name__} are 0, so "
-                "that there is nothing to scale; give a rate=0.1, or make the model with rates above 0"
+                "that nothing can be scaled; give a rate=0.1, or make the model with rates above 0"
             )
         if largest * max(self.first, self.last) >= 1:
             raise ValueError(

@@ -41,7 +41,7 @@ class WeightAverage(Intervention):
 
     Args:
         every: steps from one averaged weight to the next.
-        start: what passes before the first: below 1 a share of the run, else steps.
+        start: what passes before: below 1 a share of the run, else steps.
 
     Raises:
         ValueError: numbers out of range; when training begins: DeepSpeed or FSDP1, which train
@@ -119,10 +119,8 @@ class WeightAverage(Intervention):
     def stepped(self, training: Training) -> None:
         """Take the new weights in, if it is their turn; write the average of a checkpoint."""
         self._hide()
-        since = training.state.global_step - averaged_weights.first_step(
-            self.start, training.state.max_steps
-        )
-        if since >= 0 and since % self.every == 0:
+        state = training.state
+        if averaged_weights.is_averaged(state.global_step, self.start, self.every, state.max_steps):
             self._parts = self.include(self._parts, self.remembered["num_averaged"])
             self.remembered["num_averaged"] += 1
         self._save_if_due(training)
