@@ -66,7 +66,8 @@ class AdaptiveGradientClipping(Clipping):
         """Shorten them."""
         trained = [(p, dim) for p, dim in self._units if p.grad is not None]
         parameters, dims = [p for p, _ in trained], [dim for _, dim in trained]
-        self.count({"units": clip_units(parameters, dims, self.clipping, self.eps)})
+        share = clip_units(parameters, dims, self.clipping, self.eps)
+        self.count(("units",), share.unsqueeze(0))
 
 
 def units_of(model: nn.Module) -> list[tuple[nn.Parameter, int | None]]:
@@ -116,7 +117,7 @@ class _ByNorm(Clipping):
         limit = self.limit(norm) if 0 < norm < math.inf else math.inf
         limits = norms.new_full((1,), limit)
         shortened = clip_groups(gradients, self._groups.members, norms, limits)
-        self.count({self.label: shortened[0]})
+        self.count((self.label,), shortened)
 
     def scalars(self, training: Training) -> Scalars:
         """The shares, and the threshold as it stands."""

@@ -33,7 +33,8 @@ class Clipping(Intervention):
 
     def __init__(self) -> None:
         super().__init__()
-        self._shortened: dict[str, Tensor] = {}
+        self._names: Sequence[str] = ()
+        self._shares: Tensor | None = None
         self._num_steps = 0
 
     def begin(self, training: Training) -> None:
@@ -41,7 +42,7 @@ class Clipping(Intervention):
         limit = training.args.max_grad_norm
         if limit > 0:
             self._beside(limit, training)
-        self._shortened, self._num_steps = {}, 0
+        self._names, self._shares, self._num_steps = (), None, 0
         self.remembered.setdefault("shortened", {})
         self.remembered.setdefault("num_steps", 0)
 
@@ -71,12 +72,11 @@ class Clipping(Intervention):
         """The smallest global norm at which it may act, if that can be told."""
         return None
 
-    def count(self, shortened: Mapping[str, Tensor]) -> None:
-        """Of one step, for each group: 1 if its gradient was shortened, or a share."""
+    def count(self, names: Sequence[str], shares: Tensor) -> None:
+        """Of one step, for each group: 1 if its gradient was shortened, or a share of it."""
         self._num_steps += 1
-        for name, value in shortened.items():
-            before = self._shortened.get(name)
-            self._shortened[name] = value if before is None else before.to(value.device) + value
+        self._names = names
+        self._shares = shares if self._shares is None else self._shares.to(shares.device) + shares
 
     def stepped(self, training: Training) -> None:
         """What is counted is in a checkpoint."""
@@ -89,13 +89,12 @@ class Clipping(Intervention):
             self._keep()
 
     def _keep(self) -> None:
-        names = list(self._shortened)
-        values = torch.stack(list(self._shortened.values())).tolist() if names else []
+        shares = [] if self._shares is None else self._shares.tolist()
         kept = self.remembered["shortened"]
-        for name, value in zip(names, values, strict=True):
-            kept[name] = kept.get(name, 0.0) + value
+        for name, share in zip(self._names, shares, strict=True):
+            kept[name] = kept.get(name, 0.0) + share
         self.remembered["num_steps"] += self._num_steps
-        self._shortened, self._num_steps = {}, 0
+        self._names, self._shares, self._num_steps = (), None, 0
 
     def scalars(self, training: Training) -> Scalars:
         """The shares since the last log."""
@@ -173,8 +172,13 @@ class GradientClipping(Clipping):
         norms = groups.norms(gradients)
         self._limits = self._limits.to(norms.device)
         shortened = clip_groups(gradients, groups.members, norms, self._limits)
-        shares = dict(zip(groups.names, shortened.unbind(), strict=True))
-        self.count({name: shares[name] for name in self._limited})
+        self.count(groups.names, shortened)
+
+    def scalars(self, training: Training) -> Scalars:
+        """The shares since the last log, of the groups that have a limit."""
+        shares = super().scalars(training)
+        limited = {f"clip_share/{name}" for name in self._limited}
+        return {key: share for key, share in shares.items() if key in limited}
 
 
 def say_if_at_rest(training: Training, what: str, parameters: Sequence[Tensor]) -> None:
@@ -259,4 +263,4 @@ class ClipByValue(Clipping):
         """Clamp them."""
         parameters = training.model.parameters()
         flags = clip_values([p.grad for p in parameters if p.grad is not None], self.max_value)
-        self.count({"value": flags.sum().sign()})
+        self.count(("value",), flags.sum().sign().unsqueeze(0))

@@ -37,7 +37,7 @@ def clip_groups(
     for gradient, member in zip(gradients, members, strict=True):
         if gradient is not None:
             shards.setdefault(member, []).append(local(gradient))
-    if factors.device.type == "cpu":  # a number is read at once, and most are 1
+    if is_at_hand(factors):  # most are 1
         for group, factor in enumerate(factors.tolist()):
             if factor < 1 and group in shards:
                 foreach_mul(shards[group], factor)
@@ -63,7 +63,7 @@ def clip_values(gradients: Sequence[Tensor], max_value: float) -> Tensor:
     shards = [local(gradient) for gradient in gradients]
     largest = torch.stack([_largest(shard) for shard in shards])
     is_over = (largest > max_value) & largest.isfinite()
-    if is_over.device.type == "cpu":
+    if is_at_hand(is_over):
         for shard, over in zip(shards, is_over.tolist(), strict=True):
             if over:
                 shard.clamp_(-max_value, max_value)
@@ -72,6 +72,11 @@ def clip_values(gradients: Sequence[Tensor], max_value: float) -> Tensor:
         for shard, bound in zip(shards, bounds.unbind(), strict=True):
             shard.clamp_(-bound, bound)
     return whole_norms(is_over.float().unsqueeze(0), gradients)[0].sign()
+
+
+def is_at_hand(tensor: Tensor) -> bool:
+    """Whether a number is read without waiting for a device."""
+    return tensor.device.type == "cpu"
 
 
 def _largest(shard: Tensor) -> Tensor:
@@ -106,7 +111,7 @@ def clip_units(
         longest = clipping * weight.clamp(min=eps)
         is_longer = (gradient > longest) & gradient.isfinite()
         factors = torch.where(is_longer, longest / gradient, 1.0)
-        if factors.device.type != "cpu" or bool(is_longer.any()):
+        if not is_at_hand(factors) or bool(is_longer.any()):
             local(parameter.grad).mul_(factors)
         is_shorter.append(is_longer)
     return _share(is_shorter, parameters, unit_dims)

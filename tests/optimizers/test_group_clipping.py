@@ -4,8 +4,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hf_tfopt.optimizers import group_clipping
 from hf_tfopt.optimizers.group_clipping import clip_groups, clip_units, clip_values
 from tests.references.clipping import clipped_together, clipped_units
+
+
+@pytest.fixture(params=["at hand", "on a device"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways, the other also where there is only a CPU."""
+    if request.param == "on a device":
+        monkeypatch.setattr(group_clipping, "is_at_hand", lambda tensor: False)
+
 
 SHAPES = [(5, 3), (7,), (4, 6), (6,), (2, 3, 4), ()]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
@@ -23,6 +32,7 @@ def group_norms(gradients: list[Tensor], members: list[int], num: int) -> Tensor
     return torch.stack([torch.cat([g.float().flatten() for g in part]).norm() for part in parts])
 
 
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_groups_equal_their_reference(dtype: torch.dtype) -> None:
     gradients, members = tensors(1, dtype), [0, 0, 1, 2, 1, 2]
@@ -55,6 +65,7 @@ def test_one_group_is_what_torch_clips() -> None:
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-6, atol=0)
 
 
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_stays_as_it_is(bad: float) -> None:
     gradients, members = tensors(3), [0, 0, 1, 1, 1, 1]
@@ -88,6 +99,7 @@ def test_no_gradient_and_a_norm_of_zero_are_passed_over() -> None:
     assert parameter.grad.tolist() == [[0, 0], [0, 0]]
 
 
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_values_are_clamped(dtype: torch.dtype) -> None:
     gradients = [torch.randn(0, 3), *tensors(4, dtype)]
@@ -99,6 +111,7 @@ def test_values_are_clamped(dtype: torch.dtype) -> None:
         assert torch.equal(found, gradient)
 
 
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_units_equal_their_reference(dtype: torch.dtype) -> None:
     dims = [0, None, 1, None, 0, None]
@@ -120,3 +133,17 @@ def test_units_equal_their_reference(dtype: torch.dtype) -> None:
         torch.testing.assert_close(
             parameter.grad, gradient, rtol=tolerance, atol=tolerance * 0.1, check_dtype=False
         )
+
+
+def test_nothing_is_read_back_from_a_device() -> None:
+    """Tensors without numbers, of which nothing can be read."""
+    gradients = [torch.empty(4, 3, device="meta"), torch.empty(5, device="meta")]
+    norms = torch.empty(2, device="meta")
+    assert clip_groups(gradients, [0, 1], norms, torch.ones(2, device="meta")).is_meta
+    assert clip_values(gradients, 0.1).is_meta
+    parameters = [nn.Parameter(gradient) for gradient in gradients]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    assert clip_units(parameters, [0, None], 0.1, 1e-3).is_meta
+    with pytest.raises(RuntimeError, match="meta"):
+        norms.tolist()
