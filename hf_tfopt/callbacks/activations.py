@@ -59,6 +59,7 @@ class ActivationMonitor(Monitor):
         super().__init__(every)
         self._layers: dict[str, nn.Module] = {}
         self._counted: dict[str, Tensor] | None = None  # None: no forward pass of the training
+        self._begun: set[str] = set()  # the layers that have run in this forward pass
         self._moments: dict[str, list[Tensor]] = {}
         self._logits: dict[str, Tensor] = {}
         self._watch: AttentionWatch | None = None
@@ -110,7 +111,7 @@ class ActivationMonitor(Monitor):
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if model.training and self._counted is None and self._watch is not None:
-            self._counted = counted_positions(model, kwargs)
+            self._counted, self._begun = counted_positions(model, kwargs), set()
             self._watch.__enter__()
 
     def _leave(self, *_: Any) -> None:
@@ -121,11 +122,12 @@ class ActivationMonitor(Monitor):
     def _see_states(
         self, label: str, _layer: nn.Module, args: Any, kwargs: Any, output: Any
     ) -> None:
-        embeddings = embeddings_of(label)
         if self._counted is None:  # an evaluation, a probe, or checkpointing's second pass
             return
-        if embeddings is not None:
+        embeddings = embeddings_of(label)
+        if embeddings is not None and label not in self._begun:
             self._add(embeddings, label, hidden_states(args, kwargs))
+        self._begun.add(label)
         self._add(label, label, first_tensor(output))
 
     @torch.no_grad()
@@ -157,8 +159,8 @@ def _check(training: Training) -> None:
         )
     if "context_fn" in (args.gradient_checkpointing_kwargs or {}):
         raise ValueError(
-            "ActivationMonitor would disturb selective checkpointing (gradient_checkpointing_kwargs"
-            "={'context_fn': ...}); leave one of the two out"
+            "ActivationMonitor would disturb selective checkpointing ('context_fn' in "
+            "activation_checkpointing_kwargs); leave one of the two out"
         )
 
 

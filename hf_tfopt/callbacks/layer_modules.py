@@ -51,24 +51,39 @@ def first_tensor(output: Any) -> Tensor | None:
 def counted_positions(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """Which positions [batch, length] are no padding, by the stack that sees them.
 
-    Those of the mask; for a decoder beside an encoder without a mask of its own, those that have
-    labels. A stack of whose padding the batch tells nothing is left out.
+    Those of the mask; for a decoder beside an encoder without a mask of its own, the first and
+    those whose token is none of padding. A stack of whose padding the batch tells nothing is left
+    out.
 
     Args:
         model: with a `config`, if it is one of encoder and decoder.
         inputs: of the model, by name.
     """
-    found = {"encoder": inputs.get("attention_mask"), "decoder": inputs.get("attention_mask")}
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        labels = inputs.get("labels")
-        own = inputs.get("decoder_attention_mask")
-        has_labels = isinstance(labels, Tensor) and labels.dim() == 2
-        found["decoder"] = labels != -100 if own is None and has_labels else own
+    config = getattr(model, "config", None)
+    is_pair = bool(getattr(config, "is_encoder_decoder", False))
+    masks = {"encoder": inputs.get("attention_mask"), "decoder": inputs.get("attention_mask")}
+    if is_pair:
+        masks["decoder"] = inputs.get("decoder_attention_mask")
+        if masks["decoder"] is None:
+            masks["decoder"] = _decoder_tokens(config, inputs)
     return {
         part: mask.bool()
-        for part, mask in found.items()
+        for part, mask in masks.items()
         if isinstance(mask, Tensor) and mask.dim() == 2
     }
+
+
+def _decoder_tokens(config: Any, inputs: Mapping[str, Any]) -> Tensor | None:
+    """Where a decoder reads a token: the host lets it read the labels, one further to the right."""
+    ids, labels = inputs.get("decoder_input_ids"), inputs.get("labels")
+    if isinstance(ids, Tensor):
+        is_token = ids != (-1 if config.pad_token_id is None else config.pad_token_id)
+    elif isinstance(labels, Tensor) and labels.dim() == 2:
+        is_token = (labels != -100).roll(1, dims=1)
+    else:
+        return None
+    is_token[:, 0] = True  # the start, which T5 writes as padding
+    return is_token
 
 
 def counted_in(counted: Mapping[str, Tensor], label: str, shape: tuple[int, ...]) -> Tensor | None:
