@@ -256,7 +256,12 @@ class StabilityGuard(Intervention):
     ) -> None:
         """Look at the weights: every run ends with the end of an epoch."""
         self._keep(training_of(args, state, control, kwargs), True)
-        control.should_log |= "events" in self.remembered
+
+    def ended(self, training: Training) -> None:
+        """What happened after the last log is told in the host's summary."""
+        history: list[dict[str, Any]] = training.state.log_history
+        if history and (events := self.remembered.pop("events", None)):
+            history[-1]["events"] = [*history[-1].get("events", []), *events]
 
     def _keep(self, training: Training, is_wanted: bool) -> None:
         """Mend the weights if need be; take the next snapshot if it is due."""
