@@ -22,6 +22,7 @@ _LOAD_RECIPE = Lazy("hf_tfopt.recipe.command_line:recipe_from_command_line")
 _EXPLAIN = Lazy("hf_tfopt.recipe.explanation:explain")
 _WRITE_REPORT = Lazy("hf_tfopt.report:write_report")
 _WRITE_CARD = Lazy("hf_tfopt.hub:write_card")
+_WATCH = Lazy("hf_tfopt.watch:watch")
 _LAB_USAGE = Lazy("hf_tfopt.lab.settings:usage")
 _LAB_REQUEST = Lazy("hf_tfopt.lab.settings:read_request")
 _LAB = Lazy("hf_tfopt.lab.commands:lab")
@@ -61,6 +62,10 @@ def _report(arguments: argparse.Namespace) -> None:
     print(_WRITE_REPORT.load()(arguments.runs, arguments.output))
 
 
+def _watch(arguments: argparse.Namespace) -> None:
+    _WATCH.load()(arguments.run, arguments.once, arguments.every)
+
+
 def _card(arguments: argparse.Namespace) -> None:
     print(_WRITE_CARD.load()(arguments.run))
 
@@ -91,9 +96,19 @@ def _parser() -> argparse.ArgumentParser:
     explain.set_defaults(command=_explain)
 
     report = commands.add_parser("report", help="make report.html of one run, or of several")
-    report.add_argument("runs", nargs="+", metavar="RUN", help="a run's output folder")
+    report.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a run's output folder, finished or not"
+    )
     report.add_argument("--output", metavar="FILE", help="the HTML file to write")
     report.set_defaults(command=_report)
+
+    watch = commands.add_parser("watch", help="show a run in the terminal while it trains")
+    watch.add_argument("run", metavar="RUN", help="a run's output folder; a stock Trainer's too")
+    watch.add_argument("--once", action="store_true", help="show it as it is, and end")
+    watch.add_argument(
+        "--every", type=float, default=2.0, metavar="SECONDS", help="between two looks"
+    )
+    watch.set_defaults(command=_watch)
 
     card = commands.add_parser("card", help="make the model card, README.md, of a run again")
     card.add_argument("run", metavar="RUN", help="a run's output folder")

@@ -12,6 +12,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_tfopt.callbacks.base import Callback
 from hf_tfopt.callbacks.training import Training
+from hf_tfopt.run.folder import write_text
 from hf_tfopt.run.unfinished import LIVE_LOG, entries
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class LiveLog(Callback):
         text = "".join(f"{line}\n" for line in (*lines, json.dumps(first)))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            write_text(path, text)
         except OSError as error:
             logger.warning("LiveLog: %s cannot be written: %s", path, error)
             return

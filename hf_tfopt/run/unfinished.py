@@ -27,8 +27,9 @@ class Progress(NamedTuple):
         history: what was logged, one mapping for each entry.
         step: the last that is known of.
         max_steps: of the whole run; 0 if unknown.
-        begun: when this process began to train, Unix time; None if unknown.
+        begun: when its process began to train, Unix time; None if unknown.
         first_step: finished steps when it began.
+        seconds: of training until the last log, of all processes one after another.
         newest: when the last was logged, Unix time.
         is_ended: whether the training came to its end.
         source: the file that this is read from.
@@ -39,6 +40,7 @@ class Progress(NamedTuple):
     max_steps: int
     begun: float | None
     first_step: int
+    seconds: float
     newest: float
     is_ended: bool
     source: str
@@ -63,14 +65,17 @@ def logged_progress(found: Iterable[Entry], modified: float = 0.0) -> Progress |
         modified: Unix time of the file's last change, for entries without a time.
     """
     history: list[Entry] = []
-    begun: Entry = {}
+    begun, seconds = dict[str, Any](), [0.0]
     step, newest, is_ended, is_empty = 0, 0.0, False, True
     for entry in found:
         is_empty = False
         step = _whole(entry.get("step"), step)
         newest = max(newest, _number(entry.get("time")))
+        if begun and (now := _number(entry.get("time") or entry.get("ended"))):
+            seconds[-1] = max(seconds[-1], now - _number(begun.get("begun")))
         if "begun" in entry:
             begun, is_ended = entry, False
+            seconds.append(0.0)
         elif "ended" in entry:
             is_ended = True
         else:
@@ -83,6 +88,7 @@ def logged_progress(found: Iterable[Entry], modified: float = 0.0) -> Progress |
         _whole(begun.get("max_steps"), 0),
         _number(begun.get("begun")) or None,
         _whole(begun.get("step"), 0),
+        sum(seconds),
         newest or modified,
         is_ended,
         LIVE_LOG,
@@ -109,7 +115,7 @@ def saved_progress(folder: str | Path) -> Progress | None:
             step, total = _whole(state.get("global_step"), 0), _whole(state.get("max_steps"), 0)
             is_ended = 0 < total <= step
             name = file.relative_to(path).as_posix()
-            return Progress(history, step, total, None, 0, _modified(file), is_ended, name)
+            return Progress(history, step, total, None, 0, 0.0, _modified(file), is_ended, name)
     return None
 
 
@@ -192,6 +198,6 @@ def newest_numbers(progress: Progress) -> dict[str, float]:
     found: dict[str, float] = {}
     for entry in progress.history:
         found |= {name: entry[key] for name, key in _NEWEST.items() if entry.get(key) is not None}
-    if progress.begun is not None:
-        found["train_seconds"] = progress.newest - progress.begun
+    if progress.seconds:
+        found["train_seconds"] = progress.seconds
     return found | {"steps": progress.step}
