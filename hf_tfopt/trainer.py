@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import unwrap_peft_model
 
-from hf_tfopt.losses.reduction import TermTotals, combine, has_target, present
+from hf_tfopt.losses.reduction import TermTotals, combine, has_target
 from hf_tfopt.objective_slot import (
     bind_before_optimizer,
     built_objective,
@@ -206,10 +206,10 @@ class TfoptMixin(Trainer):
         return cast(Tensor, self.accelerator.reduce(tensor, "sum"))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The host's; with several terms the mean of each since the last entry, by its name."""
-        if "loss" in logs:
+        """The host's, and what the objective makes of the terms' means since the last entry."""
+        if "loss" in logs and self.training_objective is not None:
             means = self._trained.means(self._sum_over_processes)
-            logs = {**logs, **(present(means) if len(means) > 1 else {})}
+            logs = {**logs, **self.training_objective.trained(means)}
         super().log(logs, start_time)
 
     # Private in the host (5.23, trainer.py:2773 and 2781), which has no slot for them.

@@ -76,6 +76,15 @@ class Objective:
             mean: the mean of a tensor over all processes.
         """
 
+    def trained(self, means: Mapping[str, float]) -> dict[str, float]:
+        """What a log of training tells beside the loss: each term if there are several.
+
+        Args:
+            means: each term's over all that was trained since the last log; NaN where nothing was
+                counted.
+        """
+        return present(means) if len(means) > 1 else {}
+
     def evaluated(self, means: Mapping[str, float]) -> dict[str, float]:
         """What an evaluation reports: the loss, each term if there are several, the metrics.
 

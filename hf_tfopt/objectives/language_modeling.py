@@ -1,6 +1,7 @@
 """Masked, causal and sequence-to-sequence language modelling through the loss at the head."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -122,6 +123,13 @@ class LanguageModeling(Objective):
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         """Perplexity per token, `exp(sum of nll / number of tokens)`."""
         return {"perplexity": perplexity(means["cross_entropy"])}
+
+    def trained(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Perplexity too, of all tokens since the last log, where the loss is the plain one."""
+        nll = means.get("cross_entropy", math.nan)
+        is_plain = self.form == CrossEntropyForm() and not self.class_weights
+        found = {"perplexity": perplexity(nll)} if is_plain and not math.isnan(nll) else {}
+        return {**super().trained(means), **found}
 
     def labels(self, batch: Mapping[str, Any]) -> Tensor:
         """Labels as the positions predict them; `shift_labels` in a batch are shifted already."""
