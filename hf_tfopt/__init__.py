@@ -102,6 +102,7 @@ _EXPORTS = {
     "WeightMonitor": "hf_tfopt.callbacks.weights",
     "LossScaleMonitor": "hf_tfopt.callbacks.loss_scale",
     "StabilityGuard": "hf_tfopt.callbacks.stability",
+    "monitors": "hf_tfopt.callbacks.monitors",
     "CALLBACKS": "hf_tfopt.callbacks",
     # trainer: the few overrides that have no constructor slot
     "TfoptMixin": "hf_tfopt.trainer",
