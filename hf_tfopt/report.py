@@ -35,9 +35,11 @@ def report_html(runs: Sequence[Run]) -> str:
         lstrip_blocks=True,
     )
     shown = [(section, pictures(section, runs)) for section in SECTIONS]
+    told = [_told(run, None if len(runs) == 1 else n) for n, run in enumerate(runs)]
     return environment.get_template("report.html").render(
         title=" and ".join(run.name for run in runs),
-        runs=[_told(run) for run in runs],
+        runs=told,
+        compared=_side_by_side([dict(run["headlines"]) for run in told]),
         colors=COLORS,
         num_colors=len(LIGHT.curves),
         sections=[
@@ -48,12 +50,12 @@ def report_html(runs: Sequence[Run]) -> str:
     )
 
 
-def _told(run: Run) -> dict[str, Any]:
+def _told(run: Run, color: int | None) -> dict[str, Any]:
     return {
         "name": run.name,
         "unfinished": run.unfinished,
         "headlines": [*tables.headlines(run), *_measured(run)],
-        "events": _event_rows(run),
+        "events": _event_rows(run, color),
         "recipe": tables.recipe_rows(run),
         "data": tables.data_rows(run),
         "model": tables.fact_rows(run.model),
@@ -70,6 +72,11 @@ def _told(run: Run) -> dict[str, Any]:
     }
 
 
+def _side_by_side(headlines: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str]]]:
+    labels = dict.fromkeys(label for found in headlines for label in found)
+    return [(label, [found.get(label, "") for found in headlines]) for label in labels]
+
+
 def _measured(run: Run) -> list[tuple[str, str]]:
     """Headlines from the log: what no final number tells."""
     peak, found = series(run.history, "memory/peak")[1], list[tuple[str, str]]()
@@ -80,10 +87,15 @@ def _measured(run: Run) -> list[tuple[str, str]]:
     return found
 
 
-def _event_rows(run: Run) -> Mapping[str, Any]:
-    """The first events, each with its colour in the pictures, and how many more there are."""
+def _event_rows(run: Run, color: int | None) -> Mapping[str, Any]:
+    """The first events, each with its colour in the pictures, and how many more there are.
+
+    The colour is the run's, or (None) that of the kind of event.
+    """
     events = events_of(run.history)
     colors = kind_colors(events)
+    if color is not None:
+        colors = dict.fromkeys(colors, color % len(LIGHT.curves))
     rows = [(f"{e.step:,}", e.kind, e.text, colors[e.kind]) for e in events[:_MOST_EVENTS]]
     return {"rows": rows, "left_out": len(events) - len(rows)}
 

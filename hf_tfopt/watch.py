@@ -143,13 +143,20 @@ def _follow(folder: str | Path, follower: Follower, console: Console, every: flo
         while True:
             progress = follower.progress()
             if progress is None:
-                live.update(Text(f"{folder}: waiting for the first log"), refresh=True)
+                live.update(Text(_waiting(folder)), refresh=True)
             else:
                 shown = screen(folder, progress, time.time(), console.width)
                 live.update(shown, refresh=True)
                 if progress.is_ended:
                     return
             time.sleep(every)
+
+
+def _waiting(folder: str | Path) -> str:
+    """That there is no log, and where there is one: a teacher may be trained first."""
+    below = sorted(path.parent for path in Path(folder).glob(f"*/{LIVE_LOG}"))
+    more = f"; there is one in {below[-1]}" if below else ""
+    return f"{folder}: waiting for the first log{more}"
 
 
 def screen(folder: str | Path, progress: Progress, now: float, width: int) -> RenderableType:

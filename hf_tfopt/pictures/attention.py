@@ -41,7 +41,8 @@ def _family_panels(runs: Runs, what: str, title: str) -> list[Panel]:
             ]
             full = titled(title, name, runs)
             last = last_step(runs.values())
-            panels.append(Panel(partial(draw_family, title=full, members=members, last=last)))
+            draw = partial(draw_family, title=full, members=members, last=last, is_noisy=True)
+            panels.append(Panel(draw))
     return panels
 
 
@@ -101,17 +102,23 @@ def sentence_panels(attention: Mapping[str, Any]) -> list[Panel]:
     tokens = [shortened(str(token), 14) for token in attention["tokens"]][:_MOST_TOKENS]
     size = len(tokens)
     layers = [np.array(layer, dtype=float)[:, :size, :size] for layer in attention["layers"]]
+    names = [str(name) for name in attention.get("names") or range(len(layers))]
     last = len(layers) - 1
     chosen = sorted({0, last}) if last < 2 else [0, last // 2, last]
-    panels = [Panel(partial(_draw_wall, layers=layers), min(6.5, 1.1 + 0.55 * len(layers)))]
+    panels = list[Panel]()
+    if max(map(len, layers)) > 1:  # else only means were kept
+        height = min(6.5, 1.1 + 0.55 * len(layers))
+        panels.append(Panel(partial(_draw_wall, layers=layers, names=names), height))
+    else:
+        chosen = [*range(len(layers))][:: -(-len(layers) // 12)]
     for number in chosen:
-        title, cells = f"Layer {number}, mean of its heads", layers[number].mean(axis=0)
+        title, cells = f"{names[number]}, mean of its heads", layers[number].mean(axis=0)
         draw = partial(_draw_map, title=title, cells=cells, tokens=tokens)
         panels.append(Panel(draw, max(2.9, 1.3 + 0.12 * size)))
     return panels
 
 
-def _draw_wall(axes: Axes, theme: Theme, layers: Sequence[Array]) -> None:
+def _draw_wall(axes: Axes, theme: Theme, layers: Sequence[Array], names: Sequence[str]) -> None:
     """Every head's map, small: layers upwards, heads to the right."""
     dress(axes, "Every head (queries downwards, keys to the right)", theme, "head")
     num_heads, size = max(len(layer) for layer in layers), layers[0].shape[-1]
@@ -126,12 +133,7 @@ def _draw_wall(axes: Axes, theme: Theme, layers: Sequence[Array]) -> None:
     axes.set_xticks(
         np.arange(0, num_heads, every) + 0.5, [f"{n}" for n in range(0, num_heads, every)]
     )
-    axes.set_ylabel("layer", fontsize=9, color=theme.ink)
-    every = -(-len(layers) // 16)
-    axes.set_yticks(
-        np.arange(0, len(layers), every) + 0.5, [f"{n}" for n in range(0, len(layers), every)]
-    )
-    axes.tick_params(length=0)
+    label_rows(axes, names, middle=0.5)
 
 
 def _draw_map(axes: Axes, theme: Theme, title: str, cells: Array, tokens: Sequence[str]) -> None:

@@ -101,11 +101,13 @@ def draw_cells(
     return shown
 
 
-def label_rows(axes: Axes, names: Sequence[str], most: int = 14) -> None:
+def label_rows(axes: Axes, names: Sequence[str], most: int = 14, middle: float = 0.0) -> None:
     """Names at the left, some of them where they are many."""
     every = -(-len(names) // most)
     places = list(range(0, len(names), every))
-    axes.set_yticks(places, [shortened(names[place]) for place in places])
+    axes.set_yticks(
+        [place + middle for place in places], [shortened(names[place]) for place in places]
+    )
     axes.tick_params(length=0)
 
 

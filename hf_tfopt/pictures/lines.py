@@ -47,7 +47,7 @@ def draw_line(axes: Axes, theme: Theme, runs: Runs, line: Line) -> None:
         if len(steps):
             _draw_values(axes, steps, values, line, color, name, len(runs) == 1)
         missing = gaps(history, line.key) if line.key else np.array([])
-        _mark_gaps(axes, theme, missing)
+        _mark_gaps(axes, theme.curves[1] if len(runs) == 1 else color, missing)
         _draw_dots(axes, theme, history, line, (index, name, len(runs)))
     _keep_spikes_out(axes, runs, line)
 
@@ -102,7 +102,7 @@ def _points(history: History, key: str, is_log: bool) -> tuple[Array, Array]:
     )
 
 
-def _mark_gaps(axes: Axes, theme: Theme, steps: Array) -> None:
+def _mark_gaps(axes: Axes, color: str, steps: Array) -> None:
     """A cross at the lower edge for each number that is not finite."""
     if len(steps):
         marks, _ = thinned(steps, np.zeros_like(steps), 120)
@@ -110,7 +110,7 @@ def _mark_gaps(axes: Axes, theme: Theme, steps: Array) -> None:
             marks,
             np.full(len(marks), 0.03),
             "x",
-            color=theme.curves[1],
+            color=color,
             markersize=5,
             transform=axes.get_xaxis_transform(),
             label="_not finite",
@@ -149,6 +149,7 @@ def draw_family(
     members: Sequence[tuple[str, Array, Array]],
     last: float,
     is_log: bool = False,
+    is_noisy: bool = False,
 ) -> None:
     """Lines of one kind, one for each layer, role or group, from the first colour to the last.
 
@@ -159,16 +160,21 @@ def draw_family(
         members: name, steps and values of each line.
         last: the last step of the run.
         is_log: whether the axis is logarithmic.
+        is_noisy: whether the lines are averages over neighbours.
     """
     dress(axes, title, theme, is_log=is_log)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
     axes.set_xlim(0, last * 1.06)
+    width = 1.5 if len(members) <= _MANY else 1.0
     for number, (name, steps, values) in enumerate(members):
-        shown = np.where(values > 0, values, np.nan) if is_log else values
+        shown = np.where(values > 0, values, np.nan) if is_log else values.copy()
+        finite = np.isfinite(shown)
+        if is_noisy:
+            shown[finite] = smoothed(shown[finite], 0.03)
         label = shortened(name) if _is_named(number, len(members)) else None
         color = color_of(number, len(members), theme)
         points = thinned(steps, shown, max(60, 2400 // len(members)))
-        axes.plot(*points, color=color, linewidth=1.4, label=label)
+        axes.plot(*points, color=color, linewidth=width, label=label)
     if len(members) > 1:
         columns = 2 if len(members) > 4 else 1
         small_legend(axes, theme, columns)

@@ -180,8 +180,8 @@ def _role_panels(runs: Runs) -> list[Panel]:
             ]
             title = titled("Gradient norm by role", name, runs)
             last = last_step(runs.values())
-            draw = partial(draw_family, title=title, members=members, last=last, is_log=True)
-            panels.append(Panel(draw))
+            options = {"members": members, "last": last, "is_log": True, "is_noisy": True}
+            panels.append(Panel(partial(draw_family, title=title, **options)))
     return panels
 
 
