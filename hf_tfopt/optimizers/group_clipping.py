@@ -82,7 +82,8 @@ def is_at_hand(tensor: Tensor) -> bool:
 def _largest(shard: Tensor) -> Tensor:
     if not shard.numel():  # this process has no part of the tensor
         return torch.zeros((), device=shard.device)
-    return torch.linalg.vector_norm(shard, math.inf).float()
+    lowest, highest = torch.aminmax(shard)  # on a CPU eight times as fast as the norm
+    return torch.maximum(-lowest, highest).float()
 
 
 @torch.no_grad()
