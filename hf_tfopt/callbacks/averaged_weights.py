@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
+from hf_tfopt.callbacks.trained import forget_gathered
 from hf_tfopt.optimizers.foreach import foreach_lerp
 from hf_tfopt.optimizers.sharding import local, shard_as, whole
 from hf_tfopt.registry import nearest
@@ -77,9 +77,7 @@ def put(model: nn.Module, parameters: Sequence[Tensor], values: Sequence[Tensor]
     pairs = zip(parameters, values, strict=True)
     for parameter, value in pairs:
         local(parameter).copy_(local(value))
-    for module in model.modules():
-        if isinstance(module, FSDPModule):  # what it has gathered is of the old weights
-            module.reshard()
+    forget_gathered(model)
 
 
 def save_parts(

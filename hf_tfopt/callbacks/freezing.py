@@ -8,7 +8,7 @@ from torch import nn
 from transformers.training_args import ParallelMode
 
 from hf_tfopt.callbacks.base import Intervention
-from hf_tfopt.callbacks.trained import trained_parameters
+from hf_tfopt.callbacks.trained import forget_gathered, trained_parameters
 from hf_tfopt.callbacks.training import Scalars, Training
 from hf_tfopt.optimizers.checks import check_positive
 from hf_tfopt.places import named_places
@@ -68,6 +68,7 @@ class GradualUnfreezing(Intervention):
         self._forget()
 
     def _forget(self) -> None:
+        self._model: Any = None
         self._blocks: list[list[nn.Parameter]] = []
         self._interval = 0.0
         self._num_trained = 0
@@ -77,6 +78,7 @@ class GradualUnfreezing(Intervention):
     def begin(self, training: Training) -> None:
         """The trained parameters in blocks, from the head down."""
         self._forget()
+        self._model = training.model
         places = named_places(training.model)
         blocks: dict[int, list[nn.Parameter]] = {}
         trained = trained_parameters(training.model, training.optimizer)
@@ -134,6 +136,8 @@ class GradualUnfreezing(Intervention):
         for block_number, block in enumerate(self._blocks):
             for parameter in block:
                 parameter.requires_grad_(block_number < number)
+        if self._model is not None:
+            forget_gathered(self._model)
 
     def _unhook(self) -> None:
         while self._hooks:

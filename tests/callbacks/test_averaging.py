@@ -1,7 +1,11 @@
 """Averages of the weights: what is evaluated, saved, resumed and left after training."""
 
+import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -395,3 +399,19 @@ def test_what_a_user_gets_wrong_when_loading(tmp_path: Path) -> None:
             name: p for name, p in other.model.named_parameters() if p.requires_grad
         }
         callback._read(folder / "weight_average.safetensors")
+
+
+@pytest.mark.invariant
+def test_two_processes_go_on_bit_for_bit_and_shards_are_saved_whole(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    port = ["--master_port", str(27500 + os.getpid() % 1000)]
+    program = [str(Path(__file__).with_name("averaged_run.py")), str(out), str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, *port, *program], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (whole, again), (other, other_again) = json.loads(out.read_text())
+    # the resumed run has the losses of the first part from the checkpoint
+    assert whole == again == other == other_again

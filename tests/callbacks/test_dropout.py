@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import BertConfig, BertForMaskedLM, TrainerCallback
 
 import hf_tfopt as tfo
 from hf_tfopt.callbacks.dropout import dropout_multiplier
 from hf_tfopt.surgery.dropout import dropout_sites
-from tests.callbacks.runs import history_of, trainer_with
+from tests.callbacks.runs import history_of, trainer_with, weights_of
 from tests.models import SIZES
 
 
@@ -87,6 +88,7 @@ def test_a_resumed_run_has_the_rates_of_its_steps(tmp_path: Path) -> None:
     again, found = run(tmp_path / "again")
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert found.seen == expected.seen[2:]
+    assert torch.equal(weights_of(again.model), weights_of(whole.model))
 
 
 def test_a_training_that_was_broken_off_does_not_scale_twice(tmp_path: Path) -> None:
