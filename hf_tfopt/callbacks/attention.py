@@ -5,11 +5,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from hf_tfopt.callbacks.attention_probe import first_examples, probe
 from hf_tfopt.callbacks.attention_watch import SeenAttention
 from hf_tfopt.callbacks.base import Monitor
-from hf_tfopt.callbacks.layer_modules import counted_in, counted_positions, layer_modules
+from hf_tfopt.callbacks.layer_modules import (
+    counted_in,
+    counted_positions,
+    layer_modules,
+    padding_of,
+)
 from hf_tfopt.callbacks.training import Scalars, Training
 from hf_tfopt.measures import AttentionSums, attention_sums
 
@@ -118,7 +124,8 @@ class AttentionMonitor(Monitor):
 
     def _keep(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._batch is None and model.training and not args:
-            self._batch = first_examples(kwargs, self.num_examples)
+            padding = padding_of(getattr(model, "config", None))
+            self._batch = first_examples(kwargs, self.num_examples, padding)
 
     def measure(self, training: Training) -> None:
         """Run the probe, and tell of layers that have collapsed."""
@@ -189,7 +196,9 @@ def _has_tensors(batch: Any) -> bool:
 
 def _is_simple(training: Training) -> bool:
     """Whether a forward pass may be left before its end: no engine that follows it."""
-    return training.args.deepspeed_plugin is None and not training.args.fsdp_plugin_args
+    args = training.args
+    is_sharded = any(isinstance(module, FSDPModule) for module in training.model.modules())
+    return args.deepspeed_plugin is None and not args.fsdp_plugin_args and not is_sharded
 
 
 def _example_for(model: Any) -> dict[str, Any] | None:

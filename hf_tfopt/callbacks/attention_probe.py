@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
 
 from hf_tfopt.callbacks.attention_watch import AttentionWatch, SeenAttention
@@ -47,7 +46,7 @@ def probe(
     with ExitStack() as stack:
         for handle in watch.attach():
             stack.callback(handle.remove)
-        if not is_whole and not any(isinstance(m, FSDPModule) for m in model.modules()):
+        if not is_whole:
             stack.enter_context(_without_vocabulary(model))
         stack.enter_context(evaluating(model))
         stack.enter_context(_seen_implementation(model))
@@ -109,46 +108,83 @@ def _seen_implementation(model: nn.Module) -> Generator[None]:
             config._attn_implementation_internal = name
 
 
-def first_examples(inputs: Mapping[str, Any], number: int) -> dict[str, Any]:
+def first_examples(
+    inputs: Mapping[str, Any], number: int, padding: int | None = None
+) -> dict[str, Any]:
     """The first examples of a batch, cloned; those of a packed row as padded rows of their own.
+
+    A row whose mask tells its examples apart (sdpa, eager) stays one.
 
     Args:
         inputs: of the model, by name.
         number: of examples, at most.
+        padding: the token of padding, which packed rows may have behind their examples.
     """
     main = next((inputs[n] for n in ("input_ids", "inputs_embeds") if n in inputs), None)
-    tensors = [value for value in inputs.values() if isinstance(value, Tensor) and value.dim()]
     if main is None:
-        main = tensors[0] if tensors else None
-    ends = inputs.get("cu_seq_lens_q")
-    if main is not None and isinstance(ends, Tensor):
-        return _unpacked(inputs, main, ends[: number + 1].tolist())
+        tensors = (v for v in inputs.values() if isinstance(v, Tensor) and v.dim())
+        main = next(tensors, None)
+    ends = _ends(inputs)
+    if main is not None and ends is not None:
+        return _unpacked(inputs, main, ends, number, padding)
     size = None if main is None else main.shape[0]
     return {name: _cut(value, size, number) for name, value in inputs.items()}
 
 
+def _ends(inputs: Mapping[str, Any]) -> list[int] | None:
+    """Where examples end in a batch whose attention keeps them apart without a tensor of a mask."""
+    if isinstance(inputs.get("cu_seq_lens_q"), Tensor):
+        return inputs["cu_seq_lens_q"].tolist()
+    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+    if mask is None or _is_cut(mask) or positions is None:
+        return None
+    steps = positions.flatten().diff(prepend=positions.new_tensor([0]))
+    return [0, *(steps[1:] != 1).nonzero().flatten().add(1).tolist(), len(steps)]
+
+
+def _is_cut(value: Any) -> bool:
+    """Whether it is made of tensors; flex attention's masks are not."""
+    parts = value.values() if isinstance(value, Mapping) else [value]  # ModernBERT's has two kinds
+    return all(isinstance(part, Tensor) for part in parts)
+
+
 def _cut(value: Any, size: int | None, number: int) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _cut(part, size, number) for name, part in value.items()}
     if not isinstance(value, Tensor):
         return value
     is_by_example = value.dim() > 0 and value.shape[0] == size
     return (value[:number] if is_by_example else value).detach().clone()
 
 
-def _unpacked(inputs: Mapping[str, Any], main: Tensor, ends: list[int]) -> dict[str, Any]:
+def _unpacked(
+    inputs: Mapping[str, Any], main: Tensor, ends: list[int], number: int, padding: int | None
+) -> dict[str, Any]:
     """Packed examples side by side in padded rows, with a mask, for any attention."""
-    lengths = [end - start for start, end in pairwise(ends)]
+    tokens = main.flatten(0, 1)
+    places = [slice(*place) for place in pairwise(ends)]
+    if padding is not None and main.dim() == 2:
+        places = [place for place in places if bool((tokens[place] != padding).any())]
+    places = places[:number]
     found: dict[str, Any] = {}
     for name, value in inputs.items():
-        is_by_token = isinstance(value, Tensor) and value.shape[:2] == main.shape[:2]
-        if is_by_token and name != "attention_mask":
-            rows = value.detach().flatten(0, 1)[: ends[-1]].split(lengths)
-            padding = -100 if name == "labels" else 0
-            found[name] = pad_sequence(list(rows), batch_first=True, padding_value=padding)
-        elif not isinstance(value, Tensor) and name not in _ENDS:
+        if name == "attention_mask" or name in _ENDS:
+            continue
+        if not isinstance(value, Tensor):
             found[name] = value
-    ones = [main.new_ones(length, dtype=torch.long) for length in lengths]
-    return {**found, "attention_mask": pad_sequence(ones, batch_first=True)}
+        elif value.shape[:2] == main.shape[:2]:
+            found[name] = _in_rows(value.detach().flatten(0, 1), places, name)
+    ones = torch.ones(len(tokens), dtype=torch.long, device=main.device)
+    return {**found, "attention_mask": _in_rows(ones, places)}
+
+
+def _in_rows(tokens: Tensor, places: list[slice], name: str = "") -> Tensor:
+    rows = [tokens[place] for place in places]
+    fill = -100 if name == "labels" else 0
+    return pad_sequence(rows, batch_first=True, padding_value=fill)
 
 
 def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _moved(part, device) for name, part in value.items()}
     return value.to(device) if isinstance(value, Tensor) else value

@@ -51,8 +51,9 @@ def first_tensor(output: Any) -> Tensor | None:
 def counted_positions(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """Which positions [batch, length] are no padding, by the stack that sees them.
 
-    Those of the mask; for a decoder beside an encoder without a mask of its own, the first and
-    those whose token is none of padding. A stack of whose padding the batch tells nothing is left
+    Those of the mask; in packed batches, which have none or one for each query, those whose token
+    is not the padding's. For a decoder beside an encoder without a mask of its own, the first and
+    those whose token is not the padding's. A stack of whose padding the batch tells nothing is left
     out.
 
     Args:
@@ -61,7 +62,11 @@ def counted_positions(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor
     """
     config = getattr(model, "config", None)
     is_pair = bool(getattr(config, "is_encoder_decoder", False))
-    masks = {"encoder": inputs.get("attention_mask"), "decoder": inputs.get("attention_mask")}
+    mask, ids, padding = inputs.get("attention_mask"), inputs.get("input_ids"), padding_of(config)
+    is_told = isinstance(mask, Tensor) and mask.dim() == 2
+    if not is_told and isinstance(ids, Tensor) and padding is not None:
+        mask = ids != padding
+    masks = {"encoder": mask, "decoder": mask}
     if is_pair:
         masks["decoder"] = inputs.get("decoder_attention_mask")
         if masks["decoder"] is None:
@@ -71,6 +76,12 @@ def counted_positions(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor
         for part, mask in masks.items()
         if isinstance(mask, Tensor) and mask.dim() == 2
     }
+
+
+def padding_of(config: Any) -> int | None:
+    """The token of padding, if it has one to itself: GPT-2's is often that of the text's end."""
+    padding = getattr(config, "pad_token_id", None)
+    return None if padding == getattr(config, "eos_token_id", None) else padding
 
 
 def _decoder_tokens(config: Any, inputs: Mapping[str, Any]) -> Tensor | None:

@@ -3,8 +3,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -17,7 +19,9 @@ from transformers import (
 import hf_tfopt as tfo
 from hf_tfopt.callbacks.attention_probe import first_examples, probe
 from hf_tfopt.callbacks.attention_watch import SeenAttention
-from hf_tfopt.callbacks.layer_modules import layer_modules
+from hf_tfopt.callbacks.layer_modules import counted_in, counted_positions, layer_modules
+from hf_tfopt.data.segments import attention_inputs
+from hf_tfopt.measures import attention_sums
 from tests.callbacks.runs import history_of, num_hooks, trainer_with
 from tests.models import EDITED_LOGITS, SIZES, TINY, batch_for, tiny
 from tests.references.activations import naive_attention, padded_batch, read_by_decoder
@@ -174,6 +178,62 @@ def test_a_packed_row_is_unpacked() -> None:
         "labels": [[5, 6, 7, -100], [8, 9, 10, 11]],
         "attention_mask": [[1, 1, 1, 0], [1, 1, 1, 1]],
     }
+
+
+def test_padding_behind_packed_examples_is_no_example() -> None:
+    ids = torch.tensor([[5, 6, 7, 0, 0], [8, 9, 0, 0, 0]])
+    ends = torch.tensor([0, 2, 3, 5, 7, 10], dtype=torch.int32)
+    found = first_examples({"input_ids": ids, "cu_seq_lens_q": ends}, 3, padding=0)
+    assert found["input_ids"].tolist() == [[5, 6], [7, 0], [8, 9]]
+    assert found["attention_mask"].tolist() == [[1, 1], [1, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "unpadded", "flex_attention"])
+def test_packed_batches(implementation: str) -> None:
+    """The same, whatever keeps the examples apart; here of unlike lengths in two rows."""
+    rows = [np.array([5, 3, 2]), np.array([4, 6])]
+    model = sharpened(tiny("bert"))
+    ids = batch_for(model)["input_ids"][:2, :10].clone()
+    lengths = [n for row in rows for n in row.tolist()]
+    starts = [s for row in rows for s in [0, *np.cumsum(row)[:-1].tolist()]]
+    lines = [line for line, row in enumerate(rows) for _ in row]
+    positions = [torch.arange(length) for length in lengths]
+    inputs = {
+        "input_ids": ids,
+        "position_ids": torch.cat(positions).view(2, 10),
+        **attention_inputs(rows, 10, implementation),
+    }
+    if implementation == "unpadded":
+        tfo.unpadded_attention(model)
+    else:  # flex attention runs in a probe only, where it is eager
+        model.config._attn_implementation_internal = implementation
+    is_cut = implementation in ("sdpa", "eager")
+    batch = first_examples(inputs, 2 if is_cut else 5)
+    found = sums_of(model, batch)
+    alone = [
+        ids[line, start : start + length]
+        for line, start, length in zip(lines, starts, lengths, strict=True)
+    ]
+    padded = {
+        "input_ids": pad_sequence(alone, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(x) for x in alone], batch_first=True),
+    }
+    expected = sums_of(sharpened(tiny("bert")), padded)
+    assert found == {layer: pytest.approx(sums, rel=1e-4) for layer, sums in expected.items()}
+
+
+def sums_of(model: Any, batch: dict[str, Any]) -> dict[str, list[float]]:
+    """The entropies of all heads, and how many queries."""
+    counted = counted_positions(model, batch)
+    sums: dict[str, list[float]] = {}
+
+    def see(seen: SeenAttention) -> None:
+        for logits, own in seen.counted(counted_in(counted, seen.layer, seen.shape)):
+            found = attention_sums(logits, own)
+            sums[seen.layer] = [*found.entropy.tolist(), *found.number.tolist()]
+
+    probe(model, batch, layer_modules(model), see)
+    return sums
 
 
 def test_the_first_examples_are_cut_and_cloned() -> None:
