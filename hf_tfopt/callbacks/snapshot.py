@@ -103,7 +103,7 @@ def _put_back_state(optimizer: Any, parameter: Tensor, saved: dict[str, Any]) ->
         del state[key]
     for key, value in saved.items():
         now = state.get(key)
-        if isinstance(value, Tensor) and isinstance(now, Tensor) and now.shape == value.shape:
-            local(now).copy_(value, non_blocking=True)
+        if isinstance(value, Tensor) and isinstance(now, Tensor):
+            local(now).copy_(value, non_blocking=True)  # a copy of a DTensor is of its shard
         else:
             state[key] = deepcopy(value)

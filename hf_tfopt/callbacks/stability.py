@@ -135,8 +135,6 @@ class StabilityGuard(Intervention):
         self._has_update = self._is_stopping = False
         self._since_log = SinceLog()
 
-    # What it sees.
-
     def join(self, trainer: Any) -> None:
         """See the loss of each micro-batch, and the gradients before they are clipped."""
         super().join(trainer)
@@ -200,11 +198,10 @@ class StabilityGuard(Intervention):
         for series, value in values.items():
             remember(value, self.remembered[series], self.window)
 
-    # What it does.
-
     def _bad(self, training: Training, vitals: Vitals, cause: str) -> None:
         """Count the step, act, and tell of it."""
-        self._count_bad_step()
+        self.remembered["num_bad_steps"] += 1
+        self._since_log.has_bad_step = True
         self.remembered["num_in_a_row"] += 1
         self._since_log.has_bad_loss |= vitals.num_bad_losses > 0
         is_spike = cause.startswith("spike")
@@ -214,10 +211,6 @@ class StabilityGuard(Intervention):
         done = self._act(training, weights, row, is_spike)
         if self.action != "warn" or row <= self.patience:
             self.tell(training, kind, f"{described(kind, facts)}: {done}", **facts)
-
-    def _count_bad_step(self) -> None:
-        self.remembered["num_bad_steps"] += 1
-        self._since_log.has_bad_step = True
 
     def _act(self, training: Training, weights: list[str], row: int, is_spike: bool) -> str:
         """Do what the action says; what was done, in words."""
@@ -276,19 +269,17 @@ class StabilityGuard(Intervention):
         # a resumed run begins with a snapshot of its checkpoint: so has one that was never stopped
         is_best = control.should_evaluate and training.args.save_strategy == "best"
         if weights := self._healer.body.bad_weights():
-            self._count_bad_step()
+            self.remembered["num_bad_steps"] += 1
+            self._since_log.has_bad_step = True
             text = f"non-finite weight in {', '.join(weights)}"
             done = self._healer.put_back(training, weights)
             self.tell(training, "non-finite weight", f"{text}: {done}", weights=weights)
         elif is_due or control.should_save or is_best:
             self._healer.take(training)
 
-    # What it logs.
-
     def scalars(self, training: Training) -> Scalars:
         """The count, and the mean of the good steps."""
-        num_bad_steps = float(self.remembered["num_bad_steps"])
-        return {"num_bad_steps": num_bad_steps, **self._since_log.scalars()}
+        return {"num_bad_steps": self.remembered["num_bad_steps"], **self._since_log.scalars()}
 
     def on_log(
         self,

@@ -1,0 +1,41 @@
+"""StabilityGuard on two processes, of which one alone has a fault."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.models import tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_all_processes_leave_the_step_out(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tiny("bert").save_pretrained(tmp_path / "model")
+    out = tmp_path / "out.json"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    port = ["--master_port", str(29500 + os.getpid() % 1000)]
+    script = str(Path(__file__).with_name("guarded_run.py"))
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [*launch, *port, script, str(out), str(tmp_path), kind]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[:3000]
+    one, other = json.loads(out.read_text())
+    assert len(one) == (3 if kind == "fsdp2" else 4)
+    for name, found in one.items():
+        assert "error" not in found, found["error"]
+        assert found == other[name], name
+        assert found["is_finite"], name
+        (event,) = found["events"]
+        assert event["step"] == 2
+        if not name.endswith("weight"):
+            assert [(b["process"], b["loss"]) for b in event["batches"]] == [(1, "nan")], name
+            assert len(event["batches"][0]["rows"]) == 2
+        assert found["is_nan"] == [False, True, False][: found["steps"]]
+        assert found["steps"] == (2 if name.startswith("stop") else 3)
