@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_tfopt.callbacks.blocks import Groups, grouped
-from hf_tfopt.callbacks.readings import Numbers, ReadingMonitor, fitting, hear_norms
+from hf_tfopt.callbacks.readings import Numbers, ReadingMonitor, hear_norms
 from hf_tfopt.callbacks.training import Scalars, Training
-from hf_tfopt.optimizers.sharding import norm, whole
+from hf_tfopt.optimizers.kernels import sum_of_squares
+from hf_tfopt.optimizers.sharding import local, norm, whole, whole_norms
 
 
 class Split(NamedTuple):
@@ -84,7 +84,6 @@ class NoiseScale(ReadingMonitor):
             raise ValueError(f"decay is {decay}, a share; it must be in [0, 1)")
         self.decay = decay
         self._num_replicas: int | None = None
-        self._groups: Groups | None = None
         self._split = Split(1, 2, False)
         self._heard: Tensor | float | None = None
         self._small: Tensor | None = None
@@ -111,13 +110,12 @@ class NoiseScale(ReadingMonitor):
             )
         self._split = split_of(training, self._num_replicas or training.args.world_size)
         self._is_even = is_even(training, self._split)
-        self._groups, self._heard, self._small, self._norms = None, None, None, {}
+        self._heard, self._small, self._norms = None, None, {}
         for name in ("signal", "variance", "weight"):
             self.remembered.setdefault(name, 0.0)
 
     def watch(self, training: Training) -> None:
         """Without accumulation, see each gradient before those of all processes are averaged."""
-        self._groups = fitting(self._groups, training.model, _all)
         self._small, self._num_parts, self._norms = None, 1, {}
         if training.args.gradient_accumulation_steps == 1:
             for parameter in whole_parameters(training.model):
@@ -131,27 +129,24 @@ class NoiseScale(ReadingMonitor):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """See the gradients of the first micro-batch."""
-        if not self._is_due or self._groups is None:
+        if not self._is_due:
             return
         self._num_parts += 1
         if self._small is None:
-            deferred = deferred_gradients(kwargs["model"])
-            small = self._groups.norms(self._groups.gradients())[0]
-            self._small = _length([small, *map(norm, deferred)])
+            self._small = _length(local_gradients(kwargs["model"]))
 
     def measure_gradients(self, training: Training) -> None:
         """Compare the part with the whole."""
         small, large = self._small, self._heard
         if self._norms:
-            small = _length(list(self._norms.values()))
+            small = torch.linalg.vector_norm(torch.stack(list(self._norms.values())))
         self._small, self._heard, self._norms = None, None, {}
         num_parts = training.args.gradient_accumulation_steps
         is_short = bool(GradientState().end_of_dataloader) and not self._is_even
         if small is None or self._num_parts != num_parts or is_short:
             return
         if large is None:
-            assert self._groups is not None
-            large = self._groups.norms(self._groups.gradients())[0]
+            large = _length([p.grad for p in training.model.parameters() if p.grad is not None])
         scaler = getattr(training.optimizer, "scaler", None)  # of fp16's losses
         square = (small * (num_parts / (scaler.get_scale() if scaler else 1))).double().square()
         if self._split.is_local:
@@ -223,12 +218,13 @@ def is_even(training: Training, split: Split) -> bool:
     return is_known or training.args.dataloader_drop_last
 
 
-def _all(model: nn.Module) -> Groups:
-    return grouped(model, {name: "all" for name, _ in model.named_parameters()}, ("all",))
-
-
-def _length(norms: Sequence[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack([norm.to(norms[-1].device) for norm in norms]))
+def _length(tensors: Sequence[Tensor]) -> Tensor:
+    """‖·‖ of all as one vector."""
+    squares = sum_of_squares(tensors) if tensors else 0.0
+    if squares is not None:
+        return torch.tensor(math.sqrt(squares))
+    norms = torch.stack([norm(local(tensor)) for tensor in tensors])
+    return torch.linalg.vector_norm(whole_norms(norms.unsqueeze(0), tensors))
 
 
 # What FSDP2 holds beside the shards is private in torch (2.13, fsdp/_fully_shard/_fsdp_param.py).
@@ -245,13 +241,14 @@ def _held_by_fsdp(model: nn.Module) -> list[Any]:
     return found
 
 
-def deferred_gradients(model: nn.Module) -> list[Tensor]:
-    """The gradients that FSDP2 has not divided among the processes yet: this process's own."""
-    found: list[Tensor | None] = []
+def local_gradients(model: nn.Module) -> list[Tensor]:
+    """All that there are, with those that FSDP2 has not divided among the processes yet."""
+    found: list[Tensor | None] = [parameter.grad for parameter in model.parameters()]
     for held in _held_by_fsdp(model):
         own = held._unsharded_param.grad if hasattr(held, "_unsharded_param") else None
         found += [held.unsharded_accumulated_grad, own]
-    return [gradient for gradient in found if gradient is not None]
+    # between a forward and a backward pass FSDP2's own are the model's parameters too
+    return list({id(gradient): gradient for gradient in found if gradient is not None}.values())
 
 
 def whole_parameters(model: nn.Module) -> list[Tensor]:
@@ -260,4 +257,5 @@ def whole_parameters(model: nn.Module) -> list[Tensor]:
     if not all(hasattr(one, "_unsharded_param") for one in held):
         return []
     plain = [p for p in model.parameters() if not isinstance(p, DTensor)]
-    return [p for p in (*plain, *(one._unsharded_param for one in held)) if p.requires_grad]
+    found = dict.fromkeys([*plain, *(one._unsharded_param for one in held)])
+    return [parameter for parameter in found if parameter.requires_grad]
