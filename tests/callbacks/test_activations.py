@@ -159,7 +159,7 @@ def test_evaluations_and_probes_do_not_count(tmp_path: Path) -> None:
     found: list[list[float]] = []
     for others in ([], [tfo.AttentionMonitor(every=1)]):
         monitors = [*others, tfo.ActivationMonitor(every=1)]
-        trainer = trainer_with(tmp_path, monitors, eval_strategy="steps", eval_steps=1)
+        trainer = trainer_with(tmp_path, monitors, eval_strategy="steps", eval_steps=1, max_steps=2)
         trainer.train()
         found.append([entry["activation_mean/encoder.0"] for entry in history_of(trainer)])
     assert found[0] == found[1]

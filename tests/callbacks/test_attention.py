@@ -12,6 +12,8 @@ from transformers import (
     BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    TrainerControl,
+    TrainerState,
     XLMConfig,
     XLMWithLMHeadModel,
 )
@@ -20,11 +22,13 @@ import hf_tfopt as tfo
 from hf_tfopt.callbacks.attention_probe import first_examples, probe
 from hf_tfopt.callbacks.attention_watch import SeenAttention
 from hf_tfopt.callbacks.layer_modules import counted_in, counted_positions, layer_modules
+from hf_tfopt.callbacks.training import Training
 from hf_tfopt.data.segments import attention_inputs
 from hf_tfopt.measures import attention_sums
 from tests.callbacks.runs import history_of, num_hooks, trainer_with
 from tests.models import EDITED_LOGITS, SIZES, TINY, batch_for, tiny
 from tests.references.activations import naive_attention, padded_batch, read_by_decoder
+from tests.test_trainer import arguments
 
 LENGTHS = [12, 7, 2, 1]
 
@@ -72,12 +76,15 @@ def eager_maps(model: Any, batch: dict[str, Any]) -> dict[str, list[torch.Tensor
     }
 
 
-def monitored(model: Any, batch: dict[str, Any], tmp_path: Path, **options: Any) -> dict[str, Any]:
-    """What one step logs, whose rate changes no weight."""
+def monitored(model: Any, batch: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """What a monitor logs of a batch, without a training around it."""
     monitor = tfo.AttentionMonitor(probe=batch, collapse=None)
-    trainer = trainer_with(tmp_path, [monitor], model=model, lr=1e-12, max_steps=1, **options)
-    trainer.train()
-    return history_of(trainer)[0]
+    state, control = TrainerState(), TrainerControl()
+    training = Training(arguments(tmp_path), state, control, model.train())
+    monitor.begin(training)
+    monitor.watch(training)
+    monitor.measure(training)
+    return dict(monitor.scalars(training))
 
 
 @pytest.mark.parametrize("name", MODELS)
