@@ -24,6 +24,7 @@ IS_TUNED = IS_SCRIPT and tune_allocator()
 import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,9 +46,15 @@ from hf_tfopt.recipe.classifier import (
     teacher_tokenizer,
     times_as_fast,
 )
-from hf_tfopt.recipe.host_arguments import run_optimizer, run_schedule, training_arguments
+from hf_tfopt.recipe.host_arguments import (
+    run_callbacks,
+    run_optimizer,
+    run_schedule,
+    training_arguments,
+)
 from hf_tfopt.recipe.training_keys import MAY_CHANGE_ON_RESUME
 from hf_tfopt.report import write_report
+from hf_tfopt.run.attention_maps import attention_maps
 from hf_tfopt.run.checkpoints import checkpoint_to_resume
 from hf_tfopt.run.facts import environment_facts, labelled_facts, model_facts
 from hf_tfopt.run.folder import Run, check_unchanged, claim, write_run, write_text
@@ -76,6 +83,7 @@ def prepare(recipe: DistillationRecipe, is_resumed: bool) -> Prepared:
     folder = Path(recipe.output_dir)
     tfo.optimizer(**run_optimizer(recipe))
     run_schedule(recipe)
+    run_callbacks(recipe)
     if process.is_main_process:
         claim(folder, is_resumed)
         check_unchanged(folder, dataclasses.asdict(recipe), MAY_CHANGE_ON_RESUME)
@@ -132,7 +140,7 @@ def trainer_of(prepared: Prepared, model: Any, folder: Path, **parts: Any) -> An
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ProgressBar())
-    return trainer
+    return tfo.attach(trainer, callbacks=run_callbacks(recipe, model, prepared.tokenizer))
 
 
 def trained_teacher(prepared: Prepared) -> Any:
@@ -208,9 +216,13 @@ def test_batches(prepared: Prepared, device: torch.device) -> list[Any]:
 
 
 def tell(prepared: Prepared, trainer: Any, student: Any, metrics: dict[str, float]) -> None:
-    """Leave metrics, card, report and curves."""
+    """Leave metrics, card and report."""
     folder = prepared.folder
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, with this machine's paths
+    attention: list[Any] = []
+    with suppress(ValueError):  # a model whose attention is not seen has no maps
+        texts = sorted(prepared.texts["eval"]["text"][:100], key=len)
+        attention = attention_maps(student, prepared.tokenizer, texts[-2:])
     record = Run(
         name=folder.resolve().name,
         task="text-classification",
@@ -223,6 +235,7 @@ def tell(prepared: Prepared, trainer: Any, student: Any, metrics: dict[str, floa
         },
         model=model_facts(student),
         environment=environment_facts(trainer.args.device, trainer.args.world_size),
+        attention=attention,
     )
     write_run(folder, record)
     write_card(folder)

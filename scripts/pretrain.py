@@ -21,6 +21,7 @@ IS_TUNED = IS_SCRIPT and tune_allocator()
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,12 @@ from transformers.utils.logging import disable_progress_bar
 
 import hf_tfopt as tfo
 from hf_tfopt.hub import write_card
-from hf_tfopt.recipe.host_arguments import run_optimizer, run_schedule, training_arguments
+from hf_tfopt.recipe.host_arguments import (
+    run_callbacks,
+    run_optimizer,
+    run_schedule,
+    training_arguments,
+)
 from hf_tfopt.recipe.keys import Recipe
 from hf_tfopt.recipe.masked_lm import (
     masked_lm_corpus,
@@ -43,6 +49,7 @@ from hf_tfopt.recipe.masked_lm import (
 )
 from hf_tfopt.recipe.training_keys import MAY_CHANGE_ON_RESUME
 from hf_tfopt.report import write_report
+from hf_tfopt.run.attention_maps import attention_maps
 from hf_tfopt.run.checkpoints import checkpoint_step, checkpoint_to_resume
 from hf_tfopt.run.completions import blanks, complete
 from hf_tfopt.run.facts import data_facts, environment_facts, model_facts
@@ -69,9 +76,10 @@ def prepare(recipe: Recipe, is_resumed: bool) -> Prepared:
     datasets.disable_progress_bars()
     process = PartialState(cpu=recipe.device == "cpu")
     folder = Path(recipe.output_dir)
-    model_config(recipe)  # before the corpus is read: these three tell most of what can be wrong
+    model_config(recipe)  # before the corpus is read: these tell most of what can be wrong
     tfo.optimizer(**run_optimizer(recipe))
     run_schedule(recipe)
+    run_callbacks(recipe)
     if process.is_main_process:
         claim(folder, is_resumed)
         check_unchanged(folder, dataclasses.asdict(recipe), MAY_CHANGE_ON_RESUME)
@@ -118,7 +126,7 @@ def _trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, rows: A
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ProgressBar())
-    return tfo.attach(trainer, callbacks=[tfo.GroupRates()])
+    return tfo.attach(trainer, callbacks=run_callbacks(recipe, model, tokenizer))
 
 
 def train(prepared: Prepared) -> dict[str, float]:
@@ -148,7 +156,7 @@ def train(prepared: Prepared) -> dict[str, float]:
 
 
 def tell(prepared: Prepared, metrics: dict[str, float]) -> Run:
-    """Leave metrics, card, report and curves, and what the saved model makes of masked words."""
+    """Leave metrics, card and report, and what the saved model makes of held-out sentences."""
     trainer = prepared.trainer
     (prepared.folder / "training_args.bin").unlink(
         missing_ok=True
@@ -157,6 +165,11 @@ def tell(prepared: Prepared, metrics: dict[str, float]) -> Run:
     sentences = blanks(
         prepared.corpus["eval"]["text"], trainer.processing_class, seed=prepared.recipe.seed
     )
+    examples = complete(model, trainer.processing_class, sentences)
+    shown = [f"{found['before']}{found['word']}{found['after']}" for found in examples[:2]]
+    attention: list[Any] = []
+    with suppress(ValueError):  # a model whose attention is not seen has no maps
+        attention = attention_maps(model, trainer.processing_class, shown)
     record = Run(
         name=prepared.folder.resolve().name,
         metrics=metrics,
@@ -164,7 +177,8 @@ def tell(prepared: Prepared, metrics: dict[str, float]) -> Run:
         history=trainer.state.log_history,
         data=prepared.data,
         model=model_facts(trainer.model),
-        examples=complete(model, trainer.processing_class, sentences),
+        examples=examples,
+        attention=attention,
         environment=environment_facts(trainer.args.device, trainer.args.world_size),
     )
     write_run(prepared.folder, record)
