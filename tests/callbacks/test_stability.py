@@ -313,3 +313,26 @@ def test_a_stock_trainer_is_guarded_by_its_gradients(tmp_path: Path, caplog: Any
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, KeyError), match=message):
         tfo.StabilityGuard(**options)
+
+
+@pytest.mark.parametrize(("place", "num_events"), [("loss", 1), ("gradient", 0)])
+def test_an_overflow_is_the_loss_scalers_business(
+    place: str, num_events: int, tmp_path: Path
+) -> None:
+    """The scaler leaves the step out by itself, and scales less from then on."""
+    trainer = faulty(tmp_path, [tfo.StabilityGuard()], Fault(place, math.inf), "attach")
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    accelerator = trainer.accelerator
+    accelerator.scaler = scaler
+    # accelerate makes a scaler on CUDA alone; what it does before clipping there
+    accelerator.unscale_gradients = lambda: scaler.unscale_(trainer.optimizer.optimizer)
+    trainer.train()
+    assert weights_of(trainer.model).isfinite().all()
+    assert scaler.get_scale() == 512
+    assert len(events_of(trainer)) == num_events
+    # unscaled: as large as without a scaler
+    assert all(0 < value < 3 for value in guard_of(trainer).remembered["gradient"])
+
+
+def guard_of(trainer: Any) -> Any:
+    return next(c for c in trainer.callback_handler.callbacks if isinstance(c, tfo.StabilityGuard))

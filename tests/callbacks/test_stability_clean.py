@@ -18,7 +18,8 @@ def test_no_false_alarm_in_ten_thousand_steps(tmp_path: Path) -> None:
     trainer = trainer_with(
         tmp_path,
         [tfo.StabilityGuard("warn")],
-        model=model,
+        "attach",
+        model,
         num_rows=256,
         max_steps=10_000,
         gradient_accumulation_steps=1,
