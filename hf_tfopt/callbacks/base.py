@@ -5,6 +5,7 @@ thing.
 """
 
 import logging
+import weakref
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -40,7 +41,8 @@ class Callback(TrainerCallback):
     def __init__(self) -> None:
         self._remembered: dict[str, Any] = {}
         self._has_begun = False
-        self._is_joined = False
+        self._joined: weakref.ref[Any] | None = None
+        self._has_warned = False
 
     @property
     def remembered(self) -> dict[str, Any]:
@@ -54,11 +56,15 @@ class Callback(TrainerCallback):
     @property
     def is_joined(self) -> bool:
         """Whether `attach` or `TfoptTrainer` knows of this callback."""
-        return self._is_joined
+        return self._joined is not None
+
+    def is_joined_to(self, trainer: Any) -> bool:
+        """Whether it is this trainer that knows of it."""
+        return self._joined is not None and self._joined() is trainer
 
     def join(self, trainer: Any) -> None:
         """Called by `attach` and `TfoptTrainer`: what a stock Trainer's events do not tell."""
-        self._is_joined = True
+        self._joined = weakref.ref(trainer)
 
     def begin(self, training: Training) -> None:
         """Before the first step of this process, with `remembered` as it was left."""
@@ -85,7 +91,8 @@ class Callback(TrainerCallback):
     def tell(self, training: Training, kind: str, text: str, **facts: Any) -> None:
         """Say aloud that something happened, and have it in the log: an event of the run.
 
-        The next log's `events` in `log_history` is a list of `{"step", "kind", "text", ...}`.
+        The next log's `events` in `log_history` (after the last one, that one's) is a list of
+        `{"step", "kind", "text", ...}`.
 
         Args:
             training: of the step in which it happened.
@@ -147,8 +154,9 @@ class Callback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """`ended`."""
+        """`ended`; what was told since the last log belongs to it."""
         self.ended(training_of(args, state, control, kwargs))
+        self._note_events(state)
 
     def on_log(
         self,
@@ -163,22 +171,30 @@ class Callback(TrainerCallback):
         The host has put its own numbers into `log_history` already; the trackers behind this
         callback in the list see what it adds.
         """
-        if logs is None or "loss" not in logs or not self._has_begun:
+        if logs is None or not self._has_begun:
+            return
+        if "loss" not in logs:
+            self._note_events(state)
             return
         found = as_numbers(self.scalars(training_of(args, state, control, kwargs)))
+        self._note_events(state)
         logs |= {name: value for name, value in found.items() if isinstance(value, float)}
         entry: dict[str, Any] = state.log_history[-1]
         entry |= found
-        if events := self.remembered.pop("events", None):
-            entry["events"] = [*entry.get("events", []), *events]
-        if found and not self._is_joined and args.report_to:
-            self._is_joined = True  # said once
+        if found and not (self.is_joined or self._has_warned) and args.report_to:
+            self._has_warned = True
             logger.warning(
                 "%s: its numbers are in log_history, but trackers (%s) may come before it and not "
                 "see them; use tfo.attach(trainer, callbacks=[...])",
                 type(self).__name__,
                 ", ".join(args.report_to),
             )
+
+    def _note_events(self, state: TrainerState) -> None:
+        events = self.remembered.pop("events", None)
+        if events and state.log_history:
+            entry: dict[str, Any] = state.log_history[-1]
+            entry["events"] = [*entry.get("events", []), *events]
 
 
 class Monitor(Callback):

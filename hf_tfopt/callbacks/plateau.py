@@ -131,9 +131,6 @@ class StopOnPlateau(Intervention):
         if logs is not None and self._has_begun:
             self._look(logs, training_of(args, state, control, kwargs))
         super().on_log(args, state, control, logs=logs, **kwargs)
-        if events := self.remembered.pop("events", None):  # of an evaluation: no log may follow
-            entry: dict[str, Any] = state.log_history[-1]
-            entry["events"] = [*entry.get("events", []), *events]
 
     def scalars(self, training: Training) -> Mapping[str, float]:
         """How long it has been no better."""

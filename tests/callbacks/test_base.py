@@ -189,6 +189,15 @@ def test_a_callback_added_later_is_put_in_its_place(tmp_path: Path) -> None:
     assert "watch/number" in reporter.seen[0]
 
 
+def test_a_callback_of_another_trainer_joins_this_one_too(tmp_path: Path) -> None:
+    monitor = Watch()
+    for folder in ("first", "second"):
+        trainer = trainer_with(tmp_path / folder, [monitor])
+        assert monitor.is_joined_to(trainer)
+        trainer.train()
+        assert history_of(trainer)[0]["watch/number"] == 2.5
+
+
 def test_a_stock_trainer_is_told_what_its_trackers_miss(tmp_path: Path, caplog: Any) -> None:
     args = arguments(tmp_path)
     trainer = Trainer(tiny("bert"), args, train_dataset=Rows(12), callbacks=[Watch()])
