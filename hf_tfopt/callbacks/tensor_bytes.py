@@ -16,7 +16,9 @@ def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
         return
     wrapped: Any = tensor
     for name in wrapped.__tensor_flatten__()[0]:
-        yield from plain_tensors(getattr(wrapped, name))
+        part = getattr(wrapped, name)
+        if isinstance(part, Tensor):  # a DTensor's mesh is named among its parts
+            yield from plain_tensors(part)
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:

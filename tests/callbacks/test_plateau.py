@@ -102,7 +102,7 @@ def test_a_second_training_begins_anew(tmp_path: Path) -> None:
     ("metric", "values", "match", "step"),
     [
         ("eval_los", [], "did you mean 'eval_loss'", 1),
-        ("perplexity", [], "did you mean 'eval_perplexity'", 1),
+        ("eval_perplexty", [], "did you mean 'eval_perplexity'", 1),
         ("grad_nrom", [], "did you mean 'grad_norm'", 3),
     ],
 )
