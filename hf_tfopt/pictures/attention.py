@@ -17,6 +17,7 @@ from hf_tfopt.plotting import History, Theme, dress
 
 _SHARES = Scale(0.01, 1.0, True)  # what is below a hundredth is as good as nothing
 _MOST_TOKENS = 40
+_LEAST_RANGE = 0.1  # of the entropies that colours tell apart
 
 
 def attention_panels(runs: Runs) -> list[Panel]:
@@ -76,6 +77,7 @@ def _draw_heads(axes: Axes, theme: Theme, title: str, cells: Array, layers: Sequ
     dress(axes, title, theme, "head")
     num_layers, num_heads = cells.shape
     scale = scale_of([cells], is_log=False)
+    scale = scale._replace(low=min(scale.low, scale.high - _LEAST_RANGE))
     shown = draw_cells(axes, cells, scale, (-0.5, num_heads - 0.5, -0.5, num_layers - 0.5))
     label_rows(axes, layers if len(layers) == num_layers else [f"{n}" for n in range(num_layers)])
     axes.set_xticks(range(0, num_heads, -(-num_heads // 16)))

@@ -1,6 +1,7 @@
 """Heat maps: a number of each block over the steps, and of each head in each layer."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -120,7 +121,7 @@ def color_bar(axes: Axes, theme: Theme, shown: Any, scale: Scale) -> None:
     bar.ax.tick_params(colors=theme.ink, labelsize=8, which="both", length=2)
     bar.ax.yaxis.set_major_locator(_ticks(scale))
     bar.ax.yaxis.set_minor_locator(NullLocator())
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(_short))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(partial(_short, digits=_digits(scale))))
 
 
 def _ticks(scale: Scale) -> Any:
@@ -134,10 +135,16 @@ def _ticks(scale: Scale) -> Any:
     )
 
 
-def _short(value: float, _: Any = None) -> str:
+def _digits(scale: Scale) -> int:
+    """Digits by which the numbers of a bar differ."""
+    largest, span = max(abs(scale.low), abs(scale.high)), scale.high - scale.low
+    return int(np.clip(np.ceil(np.log10(largest / span)) + 2, 2, 6)) if span and largest else 2
+
+
+def _short(value: float, _: Any = None, digits: int = 2) -> str:
     """0.001, 1e-5, 300, 2e4: never with more letters than needed."""
-    text = f"{value:.2g}"
+    text = f"{value:.{digits}g}"
     if "e" not in text:
         return text
-    digits, power = text.split("e")
-    return f"{value:.0f}" if 0 < int(power) < 4 else f"{digits}e{int(power)}"
+    mantissa, power = text.split("e")
+    return f"{value:.0f}" if 0 < int(power) < 4 else f"{mantissa}e{int(power)}"

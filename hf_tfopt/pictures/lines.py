@@ -23,6 +23,7 @@ class Line(NamedTuple):
         dots: of the log, the same measured on held-out text.
         is_log: whether the axis is logarithmic.
         is_noisy: whether the line is an average over neighbours, with what it averages behind it.
+        is_from_0: whether 0 is in the picture.
     """
 
     title: str
@@ -30,6 +31,7 @@ class Line(NamedTuple):
     dots: str = ""
     is_log: bool = False
     is_noisy: bool = False
+    is_from_0: bool = False
 
     def is_in(self, runs: Runs) -> bool:
         """Whether any run has such a number."""
@@ -50,6 +52,8 @@ def draw_line(axes: Axes, theme: Theme, runs: Runs, line: Line) -> None:
         _mark_gaps(axes, theme.curves[1] if len(runs) == 1 else color, missing)
         _draw_dots(axes, theme, history, line, (index, name, len(runs)))
     _keep_spikes_out(axes, runs, line)
+    if line.is_from_0:
+        axes.set_ylim(0, axes.get_ylim()[1])
 
 
 def _draw_values(

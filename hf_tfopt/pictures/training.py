@@ -31,7 +31,7 @@ RATE = Line("Learning rate", "learning_rate")
 NORM = Line("Gradient norm before clipping", "grad_norm", is_log=True, is_noisy=True)
 OF_GRADIENTS = (
     Line("Gradient noise scale (critical batch, examples)", "noise_scale", "", True, True),
-    Line("Share of the steps that were clipped", "clip_share"),
+    Line("Share of the steps that were clipped", "clip_share", is_from_0=True),
     Line("Loss scale (fp16)", "loss_scale", is_log=True),
 )
 # Shown where they are ever above 0.
@@ -69,7 +69,7 @@ def training_panels(runs: Runs) -> list[Panel]:
 
 def gradient_panels(runs: Runs) -> list[Panel]:
     """Norms by block and by role, updates and weights, noise, clipping, loss scale."""
-    counts = [line for line in COUNTS if any(_ever_above_0(h, line.key) for h in runs.values())]
+    counts = [line for line in COUNTS if any(ever_above_0(h, line.key) for h in runs.values())]
     maps = dict(GRADIENT_MAPS)
     if any(names_below(history, "grad_norm") for history in runs.values()):
         del maps["gradient_to_weight"]  # the same picture again, as weights hardly change
@@ -190,5 +190,6 @@ def _has_zeros(history: History) -> bool:
     return found is not None and bool(np.nanmax(found.values, initial=0) > 0.01)
 
 
-def _ever_above_0(history: History, key: str) -> bool:
+def ever_above_0(history: History, key: str) -> bool:
+    """Whether a number of the log was ever above 0."""
     return bool((series(history, key)[1] > 0).any())

@@ -35,14 +35,14 @@ def test_a_full_history_fills_every_section_with_what_it_should_show():
         "gradients": 9,
         "activations": 3,
         "attention": 5 + 3,
-        "machine": 5,
+        "machine": 6,
     }
     every = " | ".join(title for titles in shown.values() for title in titles)
     for words in (
         *("Loss: training", "Perplexity", "F1 on held-out", "Learning rate of each group"),
         *("Gradient norm of each block", "Update / weight", "noise scale", "by role"),
         *("Largest activation", "Kurtosis", "Entropy of each head, step 100", "Every head"),
-        *("Seconds of a step", "Tokens a second", "Memory, MiB", "padding", "utilisation"),
+        *("Seconds of a step", "Tokens a second", "Memory by part", "padding", "utilisation"),
     ):
         assert words in every
 

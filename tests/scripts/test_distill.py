@@ -112,7 +112,8 @@ def test_everything_is_left_behind(place: Path, tmp_path: Path) -> None:
     assert metrics["steps"] == 6
     assert metrics["kept_accuracy"] == metrics["accuracy"] / metrics["teacher_accuracy"]
     assert metrics["times_as_fast"] > 0
-    assert {"README.md", "report.html", "curves.png", "recipe.yaml"} <= {
+    assert len(json.loads((out / "run.json").read_text())["attention"]) == 2
+    assert {"README.md", "report.html", "curves.png", "gradients.png", "log.jsonl"} <= {
         path.name for path in out.iterdir()
     }
     assert not (out / "training_args.bin").exists(), "it names the machine's paths"

@@ -114,8 +114,17 @@ def test_it_leaves_everything_that_it_promises(finished, corpus):
     assert metrics["perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]), rel=1e-9)
     for name in ("model.safetensors", "config.json", "tokenizer.json", "report.html", "curves.png"):
         assert (finished / name).stat().st_size > 0
-    logged = json.loads((finished / "run.json").read_text())["history"][0]
+    record = json.loads((finished / "run.json").read_text())
+    logged = record["history"][0]
     assert logged["lr/matrices"] == logged["learning_rate"] and "share/embeddings" in logged
+    for name in ("grad_norm/head", "attention_entropy/encoder.0", "time/step", "memory/peak"):
+        assert any(name in entry for entry in record["history"])
+    assert [len(found["tokens"]) > 2 for found in record["attention"]] == [True, True]
+    report = (finished / "report.html").read_text()
+    for name in ("curves", "gradients", "activations", "attention", "machine"):
+        assert f'<h2 id="{name}">' in report and (finished / f"{name}.png").exists()
+    live = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    assert live[0]["max_steps"] == 6 and any("ended" in line for line in live)
     recipe = load_recipe(finished / "recipe.yaml")
     assert recipe.corpus == str(corpus) and recipe.hidden_size == 32
     card = ModelCard.load(finished / "README.md")
