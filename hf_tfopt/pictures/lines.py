@@ -53,7 +53,7 @@ def draw_line(axes: Axes, theme: Theme, runs: Runs, line: Line) -> None:
         _draw_dots(axes, theme, history, line, (index, name, len(runs)))
     _keep_spikes_out(axes, runs, line)
     if line.is_from_0:
-        axes.set_ylim(0, axes.get_ylim()[1])
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
 
 
 def _draw_values(

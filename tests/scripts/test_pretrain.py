@@ -407,6 +407,10 @@ class TestBadInput:
 
     def test_a_tracker_that_nobody_has(self, refused):
         refused("did you mean 'tensorboard'?", report_to="tensorbord")
+        refused("did you mean 'zclip'?", callbacks="{zclipp: {}}")
+        refused("no option 'zz'", callbacks="{zclip: {zz: 1}}")
+        refused("callbacks: zclip: got 3", callbacks="{zclip: 3}")
+        refused("callbacks: clip_by_value", callbacks="{clip_by_value: {}}")
 
     def test_a_folder_that_holds_something(self, corpus, tmp_path):
         (tmp_path / "notes.txt").write_text("mine")
