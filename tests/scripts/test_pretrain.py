@@ -407,6 +407,8 @@ class TestBadInput:
 
     def test_a_tracker_that_nobody_has(self, refused):
         refused("did you mean 'tensorboard'?", report_to="tensorbord")
+
+    def test_callbacks_that_cannot_be(self, refused):
         refused("did you mean 'zclip'?", callbacks="{zclipp: {}}")
         refused("no option 'zz'", callbacks="{zclip: {zz: 1}}")
         refused("callbacks: zclip: got 3", callbacks="{zclip: 3}")
