@@ -10,6 +10,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_utils import unwrap_peft_model
 
+from hf_tfopt.callback_host import become_host
 from hf_tfopt.callbacks.evaluation_weights import EvaluationWeights
 from hf_tfopt.losses.for_trainer import loss_func
 from hf_tfopt.losses.reduction import IGNORE_INDEX
@@ -90,6 +91,7 @@ def attach(
         handler.callbacks.insert(0, callback)
         callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
     adopt_evaluation_weights(trainer)
+    become_host(trainer)
     adopt_callbacks(trainer)
     return trainer
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import DefaultFlowCallback, TrainerCallback
 
-from hf_tfopt.callbacks.base import Callback, Monitor
+from hf_tfopt.callbacks.base import Callback
 from hf_tfopt.callbacks.console import QUIET
 from hf_tfopt.callbacks.dataset_epochs import DatasetEpochs
 from hf_tfopt.callbacks.evaluation_weights import EvaluationWeights
@@ -65,15 +65,15 @@ def adopt_data(trainer: Any) -> None:
 def adopt_callbacks(trainer: Any) -> None:
     """Put our callbacks where their numbers reach every tracker, and keep the console readable.
 
-    Behind the host's own first one, which decides what is due, and before its trackers: monitors
-    first, which see the gradients before an intervention has changed them; else in their order.
+    Behind the host's own first one, which decides what is due, and before its trackers; by their
+    `place`, and of one place in the order in which they were given.
     """
     handler = trainer.callback_handler
     ours = [c for c in handler.callbacks if isinstance(c, Callback)]
     if not ours:
         return
     others = [c for c in handler.callbacks if not isinstance(c, Callback)]
-    ours.sort(key=lambda callback: not isinstance(callback, Monitor))
+    ours.sort(key=lambda callback: callback.place)
     flow = [i for i, c in enumerate(others) if isinstance(c, DefaultFlowCallback)]
     place = flow[0] + 1 if flow else 0
     shown = [QUIET[type(c)]() if type(c) in QUIET else c for c in others]

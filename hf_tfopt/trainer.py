@@ -7,9 +7,10 @@ from typing import Any, cast
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from transformers import Seq2SeqTrainer, Trainer
+from transformers import Seq2SeqTrainer
 from transformers.trainer_utils import unwrap_peft_model
 
+from hf_tfopt.callback_host import HostsCallbacks
 from hf_tfopt.losses.reduction import TermTotals, combine, has_target
 from hf_tfopt.objective_slot import (
     bind_before_optimizer,
@@ -36,7 +37,7 @@ from hf_tfopt.slots import (
 )
 
 
-class TfoptMixin(Trainer):
+class TfoptMixin(HostsCallbacks):
     """Exact losses for any Trainer: `class MyTrainer(TfoptMixin, SFTTrainer): ...`.
 
     The loss is `sum / count` over all accumulated micro-batches of all processes, so that 8x1, 1x8,
@@ -86,12 +87,6 @@ class TfoptMixin(Trainer):
         self._trained, self._evaluated = TermTotals(), TermTotals()
         if chosen is not None:
             bind_before_optimizer(self, chosen, self._module())
-
-    def add_callback(self, callback: Any) -> None:
-        """The host's; one of ours is put where its numbers reach the trackers."""
-        super().add_callback(callback)
-        if "training_objective" in vars(self):  # the host's own are added while it is made
-            adopt_callbacks(self)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The host's; `tfo.optimizer(name, lr=None)` gets the arguments' `learning_rate`."""

@@ -11,7 +11,9 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_tfopt.callbacks.remembered import enter, settle
+from hf_tfopt.callbacks.taps import Tap
 from hf_tfopt.callbacks.training import (
+    Place,
     Scalars,
     Training,
     as_numbers,
@@ -33,16 +35,18 @@ class Callback(TrainerCallback):
     which it is known again.
 
     A subclass overrides what it needs of `begin`, `before_step`, `gradients`, `updated`, `stepped`,
-    `ended` and `scalars`.
+    `kept`, `put_back`, `ended`, `release` and `scalars`.
     """
 
     needs_gradients = False  # whole tensors with gradients, which some engines hide
+    place = Place.LAST
 
     def __init__(self) -> None:
         self._remembered: dict[str, Any] = {}
         self._has_begun = False
         self._joined: weakref.ref[Any] | None = None
         self._has_warned = False
+        self._taps: list[Tap] = []
 
     @property
     def remembered(self) -> dict[str, Any]:
@@ -63,8 +67,17 @@ class Callback(TrainerCallback):
         return self._joined is not None and self._joined() is trainer
 
     def join(self, trainer: Any) -> None:
-        """Called by `attach` and `TfoptTrainer`: what a stock Trainer's events do not tell."""
+        """Called by `attach` and `TfoptTrainer`: there is more to know than events tell."""
         self._joined = weakref.ref(trainer)
+
+    @property
+    def trainer(self) -> Any:
+        """The Trainer that was joined last; None in a stock Trainer's `callbacks=`."""
+        return None if self._joined is None else self._joined()
+
+    def listen(self, owner: Any, name: str, **how: Any) -> None:
+        """Put a `Tap` on a method of the trainer, until `release`."""
+        self._taps.append(Tap(owner, name, **how))
 
     def begin(self, training: Training) -> None:
         """Before the first step of this process, with `remembered` as it was left."""
@@ -81,8 +94,23 @@ class Callback(TrainerCallback):
     def stepped(self, training: Training) -> None:
         """After a step, which is counted; before the host logs, evaluates or saves."""
 
+    def kept(self, training: Training) -> None:
+        """A `StabilityGuard` has taken its snapshot: what is not in it may be kept beside it."""
+
+    def put_back(self, training: Training) -> None:
+        """Weights and optimizer are again as they were when `kept` was called last."""
+
     def ended(self, training: Training) -> None:
-        """After training."""
+        """After training, if nothing has broken it off."""
+
+    def release(self) -> None:
+        """However training has ended, or before it begins anew: undo and drop what was for it.
+
+        Called more than once.
+        """
+        while self._taps:
+            self._taps.pop().remove()
+        self._has_begun = False
 
     def scalars(self, training: Training) -> Scalars:
         """What to log beside the loss: all that is new since the last log."""
@@ -111,7 +139,7 @@ class Callback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Wait for the others: what is remembered is given back when all have spoken."""
-        self._has_begun = False
+        self.release()
         enter(self, state)
 
     def on_epoch_begin(
@@ -157,6 +185,7 @@ class Callback(TrainerCallback):
         """`ended`; what was told since the last log belongs to it."""
         self.ended(training_of(args, state, control, kwargs))
         self._note_events(state)
+        self.release()
 
     def on_log(
         self,
@@ -208,6 +237,8 @@ class Monitor(Callback):
         ValueError: `every` below 1.
     """
 
+    place = Place.MONITOR
+
     def __init__(self, every: int | None = None):
         super().__init__()
         if every is not None and every < 1:
@@ -251,9 +282,11 @@ class Monitor(Callback):
         self.unhook()
         self._is_due = False
 
-    def ended(self, training: Training) -> None:
-        """Leave nothing behind."""
+    def release(self) -> None:
+        """Remove taps and hooks."""
+        super().release()
         self.unhook()
+        self._is_due = False
 
     def unhook(self) -> None:
         """Remove every hook."""

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from transformers import TrainerState
 
 KEY = "hf_tfopt"
-_ENTERED = "_hf_tfopt_callbacks"  # no field of the state: never saved
+_ENTERED = "_hf_tfopt_callbacks"  # no fields of the state: never saved
+_COMPANIONS = "_hf_tfopt_companions"
 
 
 class Remembers(Protocol):
@@ -55,7 +56,13 @@ def settle(state: TrainerState) -> None:
         kept[name] = dict(saved[given[name]]) if name in given else {}
         callback.give_back(kept[name])
     states[KEY] = kept
+    vars(state)[_COMPANIONS] = list(entered)
     entered.clear()
+
+
+def companions(state: TrainerState) -> list[Any]:
+    """All callbacks of ours that take part in the run."""
+    return vars(state).get(_COMPANIONS, [])
 
 
 def _named(callbacks: list[Remembers]) -> dict[str, Remembers]:

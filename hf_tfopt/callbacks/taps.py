@@ -6,11 +6,12 @@ from typing import Any
 
 Before = Callable[[Sequence[Any]], None]
 After = Callable[[Any], None]
+Change = Callable[[Any], Any]
 Within = Callable[[], AbstractContextManager[None]]
 
 
 class Tap:
-    """A listener to the calls of `owner.name`; it neither changes what is given nor the result.
+    """A listener to the calls of `owner.name`; it changes nothing that is given.
 
     Several may listen to one method. The method is the object's own again when the last has gone.
 
@@ -20,6 +21,7 @@ class Tap:
         before: called with the positional arguments.
         after: called with the result.
         within: makes the context in which the method runs.
+        change: called with the result, before those of `after`; gives another in its place.
     """
 
     def __init__(
@@ -29,10 +31,12 @@ class Tap:
         before: Before | None = None,
         after: After | None = None,
         within: Within | None = None,
+        change: Change | None = None,
     ):
         self.before = before
         self.after = after
         self.within = within
+        self.change = change
         known = vars(owner).get(name)
         self._method = known if isinstance(known, _Tapped) else _Tapped(owner, name)
         self._method.taps.append(self)
@@ -61,6 +65,9 @@ class _Tapped:
                 if tap.within is not None:
                     contexts.enter_context(tap.within())
             result = self._original(*args, **kwargs)
+        for tap in tuple(self.taps):
+            if tap.change is not None:
+                result = tap.change(result)
         for tap in tuple(self.taps):
             if tap.after is not None:
                 tap.after(result)

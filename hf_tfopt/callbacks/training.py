@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -10,6 +11,16 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 # A number, or numbers by layer or head: nested lists go into `log_history` alone, not to trackers.
 Scalars = Mapping[str, float | Tensor | list[Any]]
+
+
+class Place(IntEnum):
+    """Where a callback stands among ours, whatever the order in which they were given."""
+
+    MONITOR = 0  # sees gradients that nobody has changed
+    GUARD = 1  # before what would act on a step that is left out
+    CLIPPING = 2
+    GRADIENTS = 3  # noise is not clipped
+    LAST = 4
 
 
 @dataclass(frozen=True)
