@@ -231,13 +231,14 @@ class Monitor(Callback):
 
     Args:
         every: the number of steps from one measured step to the next; None: the steps whose loss
-            the host logs.
+            the host logs, at least `gap` steps apart.
 
     Raises:
         ValueError: `every` below 1.
     """
 
     place = Place.MONITOR
+    gap = 1  # more for what costs more
 
     def __init__(self, every: int | None = None):
         super().__init__()
@@ -261,7 +262,7 @@ class Monitor(Callback):
 
     def before_step(self, training: Training) -> None:
         """Attach hooks, if the step is to be measured."""
-        self._is_due = is_due(training, self.every)
+        self._is_due = is_due(training, self.every, self.gap)
         if self._is_due:
             self.watch(training)
 

@@ -1,6 +1,7 @@
 """What the host tells callbacks of a training, and what they tell its log."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -46,19 +47,40 @@ class Training:
     data: Any = None
 
 
-def is_due(training: Training, every: int | None) -> bool:
-    """Whether the step that begins is one of every so many, or (None) one that is logged."""
+def is_due(training: Training, every: int | None, gap: int = 1) -> bool:
+    """Whether the step that begins is to be measured.
+
+    Args:
+        training: before the step.
+        every: one of so many steps; None: the steps whose loss the host logs.
+        gap: of those, the first one and the first in every stretch of so many steps.
+    """
     number = training.state.global_step + 1
     if every is not None:
         return number % every == 0
-    args, state = training.args, training.state
-    if args.logging_strategy == "steps":
-        is_first = number == 1 and args.logging_first_step
-        return is_first or number % max(1, state.logging_steps) == 0
-    if args.logging_strategy != "epoch":
+    args, interval = training.args, _logging_interval(training)
+    is_last = number == training.state.max_steps and args.logging_strategy == "epoch"
+    is_first = number == 1 and args.logging_first_step and args.logging_strategy == "steps"
+    if is_first or is_last:
+        return True
+    if interval is None or number % interval:
         return False
-    per_epoch = state.max_steps / state.num_train_epochs if state.num_train_epochs else 0
-    return per_epoch > 0 and number % max(1, round(per_epoch)) == 0
+    before = number - interval
+    return before == 0 or number // gap > before // gap
+
+
+def _logging_interval(training: Training) -> int | None:
+    """Steps from one log to the next; None: there are none, or their number is not known."""
+    strategy = training.args.logging_strategy
+    if strategy == "steps":
+        return max(1, int(training.state.logging_steps))
+    if strategy != "epoch" or not isinstance(training.data, Sized):
+        return None
+    try:
+        num_batches = len(training.data)
+    except TypeError:  # of a stream nobody knows
+        return None
+    return max(1, math.ceil(num_batches / training.args.gradient_accumulation_steps))
 
 
 def as_numbers(scalars: Scalars) -> dict[str, float | list[Any]]:

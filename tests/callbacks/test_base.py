@@ -1,5 +1,6 @@
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from transformers import ProgressCallback, Trainer
 
 from hf_tfopt.callbacks.base import Intervention, Monitor
 from hf_tfopt.callbacks.console import QuietPrinter
-from hf_tfopt.callbacks.training import Training
+from hf_tfopt.callbacks.training import Training, is_due
 from tests.callbacks.runs import Reporter, history_of, trainer_with
 from tests.invariants.splits import Rows
 from tests.models import tiny
@@ -90,12 +91,23 @@ def test_a_changed_option_keeps_the_memory_and_an_added_callback_begins_anew(
 
 
 def test_alike_ones_are_told_apart_by_their_order(tmp_path: Path) -> None:
-    first, second = Counter("a"), Counter("a")
-    trainer = trainer_with(tmp_path, [first, second], **SAVES)
-    trainer.train()
-    first.remembered["count"] = 1000
-    saved = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
-    assert len(saved["stateful_callbacks"]["hf_tfopt"]) == 2
+    class Apart(Counter):
+        """Alike in all options; one of them counts from elsewhere."""
+
+        _first = 0
+
+        def begin(self, training: Training) -> None:
+            self.remembered.setdefault("count", self._first)
+
+    def two() -> list[Apart]:
+        first, second = Apart("a"), Apart("a")
+        first._first = 1000
+        return [first, second]
+
+    trainer_with(tmp_path, two(), **SAVES).train()
+    again = [Apart("a"), Apart("a")]
+    resumed(tmp_path, again)
+    assert [callback.remembered["count"] for callback in again] == [1004, 4]
 
 
 def test_what_is_remembered_is_as_new_as_the_checkpoint(tmp_path: Path) -> None:
@@ -117,6 +129,7 @@ def test_hooks_live_for_the_measured_step_alone(tmp_path: Path) -> None:
         ({"logging_steps": 2}, [2, 4]),
         ({"logging_steps": 3, "logging_first_step": True}, [1, 3]),
         ({"logging_strategy": "epoch", "max_steps": -1, "num_train_epochs": 1}, [4]),
+        ({"logging_strategy": "epoch", "max_steps": 5, "num_train_epochs": 2}, [4, 5]),
         ({"logging_strategy": "no"}, []),
         ({"logging_steps": 0.5}, [2, 4]),
     ],
@@ -130,6 +143,27 @@ def test_by_default_the_logged_steps_are_measured(
     assert [step for step in monitor._seen if step] == steps
     logged = [entry["step"] for entry in trainer.state.log_history if "loss" in entry]
     assert logged == steps
+
+
+def test_what_costs_more_is_measured_less_often(tmp_path: Path) -> None:
+    class Rare(Watch):
+        gap = 5
+
+    monitor = Rare()
+    trainer_with(tmp_path, [monitor], max_steps=14, logging_steps=2, num_rows=128).train()
+    # the first log, then the first of each five steps: 5, 10
+    assert [step for step in monitor._seen if step] == [2, 6, 10]
+
+
+def test_epochs_of_a_stream_have_no_number(tmp_path: Path) -> None:
+    trainer = trainer_with(tmp_path, logging_strategy="epoch", max_steps=4)
+    stream = Training(trainer.args, trainer.state, trainer.control, data=iter(()))
+    trainer.state.max_steps, trainer.state.num_train_epochs = 4, sys.maxsize
+    due: list[int] = []
+    for step in range(4):
+        trainer.state.global_step = step
+        due += [step + 1] if is_due(stream, None) else []
+    assert due == [4]
 
 
 def test_lists_go_to_history_alone(tmp_path: Path) -> None:
