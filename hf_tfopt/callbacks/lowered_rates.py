@@ -5,14 +5,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# The rates that the schedulers of torch and the host compute with.
+OF_GROUPS = ("initial_lr", "max_lr", "min_lr", "lr")
+OF_SCHEDULERS = ("base_lrs", "max_lrs", "min_lrs", "_init_lrs", "_last_lr", "eta_min")
+
 
 @torch.no_grad()
 def scale_rates(optimizer: Any, scheduler: Any, factor: float) -> None:
     """Multiply the learning rate of every group by a factor, now and in all steps that follow.
 
-    The host's schedulers compute `base_lrs[i] * multiplier(step)` anew in each step, and torch's
-    others go on from the rate they find: so both are scaled, with the `initial_lr` of the group.
-    All three are in the checkpoints.
+    Schedulers compute each rate from others (`base_lrs[i] * multiplier(step)`), or go on from the
+    one they find: all of them are scaled, so that what follows is the schedule times the factor.
+    They are all in the checkpoints. A scheduler of the user's own that computes with other numbers
+    goes on as before.
 
     Args:
         optimizer: torch's or accelerate's.
@@ -20,13 +25,17 @@ def scale_rates(optimizer: Any, scheduler: Any, factor: float) -> None:
         factor: above 0.
     """
     for group in optimizer.param_groups:
-        for key in ("lr", "initial_lr"):
-            if key in group:
-                group[key] = _scaled(group[key], factor)
+        for key in OF_GROUPS:
+            if group.get(key) is None:
+                continue
+            if key == "lr" and isinstance(group[key], Tensor):
+                group[key].mul_(factor)  # a compiled optimizer knows it by its memory
+            else:
+                group[key] = group[key] * factor
     for part in _parts(getattr(scheduler, "scheduler", scheduler)):
-        for name in ("base_lrs", "_last_lr"):
+        for name in OF_SCHEDULERS:
             if hasattr(part, name):
-                setattr(part, name, [_scaled(rate, factor) for rate in getattr(part, name)])
+                setattr(part, name, _scaled(getattr(part, name), factor))
 
 
 def _parts(scheduler: Any) -> list[Any]:
@@ -35,6 +44,7 @@ def _parts(scheduler: Any) -> list[Any]:
     return [scheduler, *(part for one in inner for part in _parts(one))]
 
 
-def _scaled(rate: Any, factor: float) -> Any:
-    # a compiled optimizer's rate is a tensor, which it knows by its memory
-    return rate.mul_(factor) if isinstance(rate, Tensor) else rate * factor
+def _scaled(rates: Any, factor: float) -> Any:
+    if isinstance(rates, list):
+        return [rate * factor for rate in rates]
+    return rates * factor

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from hf_tfopt.callbacks.snapshot import Snapshot, extras, trained_tensors
+from hf_tfopt.callbacks.remembered import companions
+from hf_tfopt.callbacks.snapshot import Snapshot, extras, put_extras, trained_tensors
+from hf_tfopt.callbacks.trained import innermost
 from hf_tfopt.callbacks.training import Training
 from hf_tfopt.callbacks.vitals import Body
 
@@ -12,7 +14,7 @@ class Recovery:
 
     Args:
         training: whose weights, gradients and optimizer state these are.
-        has_snapshot: whether there is to be one; taken now.
+        has_snapshot: whether there is to be one; the first is taken in the first step.
         is_on_cpu: where; see `Snapshot`.
 
     Raises:
@@ -28,13 +30,19 @@ class Recovery:
             raise ValueError(f"weights are not finite before the first step: {', '.join(bad)}")
         if callable(getattr(training.optimizer, "train", None)):
             training.optimizer.train()  # Schedule-Free's checkpoints hold other weights
-        self.take(training)
+
+    def start(self, training: Training) -> None:
+        """The first snapshot, when every callback has begun."""
+        if self._snapshot is not None and not self._snapshot.is_taken:
+            self.take(training)
 
     def take(self, training: Training) -> None:
         """A snapshot of now, if there is to be one."""
         if self._snapshot is not None:
             tensors = trained_tensors(training.model, training.optimizer)
             self._snapshot.take(tensors, training.optimizer)
+            for companion in companions(training.state):
+                companion.kept(training)
         self.age = 0
 
     def put_back(self, training: Training, bad: list[str]) -> str:
@@ -48,7 +56,7 @@ class Recovery:
             FloatingPointError: they are not finite after that either, or there is no snapshot.
         """
         if self._snapshot is not None:
-            self._snapshot.put_back(training.optimizer)
+            self._put_back(self._snapshot, training)
             bad = self.body.bad_weights() if bad else []
         if bad:
             reason = (
@@ -63,17 +71,27 @@ class Recovery:
         age, self.age = self.age, 0
         return f"back to the weights of {age} good step{'s' * (age != 1)} before"
 
+    def _put_back(self, snapshot: Snapshot, training: Training) -> None:
+        """All that was, but in the mode of now: Schedule-Free's weights are others in each."""
+        optimizer = training.optimizer
+        modes = [group.get("train_mode", True) for group in optimizer.param_groups]
+        snapshot.put_back(optimizer)
+        if callable(getattr(type(innermost(optimizer)), "train", None)):
+            (optimizer.train if all(modes) else optimizer.eval)()
+        for companion in companions(training.state):
+            companion.put_back(training)
+
     def skip(self, training: Training) -> None:
         """Let the optimizer's step change nothing, also not what it counts in its groups."""
         for tensor in trained_tensors(training.model, training.optimizer):
             tensor.grad = None
         groups = training.optimizer.param_groups
-        self._groups = [extras(group, but=("params",)) for group in groups]
+        self._groups = [extras(group) for group in groups]
 
     def skipped(self, training: Training) -> None:
         """After the optimizer's step."""
         if self._groups is not None:
             groups = training.optimizer.param_groups
             for group, saved in zip(groups, self._groups, strict=True):
-                group.update(saved)
+                put_extras(group, saved)
             self._groups = None

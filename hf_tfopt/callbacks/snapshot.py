@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from hf_tfopt.optimizers.sharding import local
 
 # What the schedule and other callbacks write goes on with the steps.
-KEPT = ("params", "param_names", "name", "lr", "initial_lr", "weight_decay")
+KEPT = (
+    *("params", "param_names", "name"),
+    *("lr", "initial_lr", "max_lr", "min_lr", "weight_decay"),
+)
 
 
 class Snapshot:
@@ -36,7 +39,9 @@ class Snapshot:
         old = dict(zip(map(id, self._tensors), self._copies, strict=True))
         known = {id(parameter): state for parameter, state in self._state}
         self._tensors = list(tensors)
-        self._copies = [self._copy(tensor, old.get(id(tensor))) for tensor in self._tensors]
+        self._copies = [
+            copied(tensor, old.get(id(tensor)), self.is_on_cpu) for tensor in self._tensors
+        ]
         self._state = [
             (tensor, self._copied_state(optimizer.state.get(tensor, {}), known.get(id(tensor), {})))
             for tensor in _optimized(optimizer)
@@ -53,28 +58,48 @@ class Snapshot:
         for parameter, saved in self._state:
             _put_back_state(optimizer, parameter, saved)
         for group, saved in zip(optimizer.param_groups, self._groups, strict=True):
-            group.update(deepcopy(saved))
+            put_extras(group, saved)
 
     def _copied_state(self, state: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
         return {
-            key: self._copy(value, known.get(key)) if isinstance(value, Tensor) else deepcopy(value)
+            key: copied(value, known.get(key), self.is_on_cpu)
+            if isinstance(value, Tensor)
+            else deepcopy(value)
             for key, value in state.items()
         }
 
-    def _copy(self, tensor: Tensor, known: Tensor | None) -> Tensor:
-        """A copy, in the memory of the one before it where that fits."""
-        tensor = local(tensor.detach())
-        if known is None or (known.shape, known.dtype) != (tensor.shape, tensor.dtype):
-            # quantized states are tensors of a kind of their own, which only clone() knows
-            if not self.is_on_cpu or tensor.device.type != "cuda" or type(tensor) is not Tensor:
-                return tensor.clone()
-            known = torch.empty_like(tensor, device="cpu", pin_memory=True)
-        return known.copy_(tensor, non_blocking=True)
+
+def copied(tensor: Tensor, known: Tensor | None, is_on_cpu: bool) -> Tensor:
+    """A copy of this process's shard, in the memory of the one before it where that fits.
+
+    Args:
+        tensor: to copy; nothing waits for its device.
+        known: an earlier copy, which may be written over.
+        is_on_cpu: whether a new one lies in pinned memory of the host.
+    """
+    tensor = local(tensor.detach())
+    if known is None or (known.shape, known.dtype) != (tensor.shape, tensor.dtype):
+        # quantized states are tensors of a kind of their own, which only clone() knows
+        if not is_on_cpu or tensor.device.type != "cuda" or type(tensor) is not Tensor:
+            return tensor.clone()
+        known = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    return known.copy_(tensor, non_blocking=True)
 
 
-def extras(group: dict[str, Any], but: tuple[str, ...] = KEPT) -> dict[str, Any]:
+def extras(group: dict[str, Any]) -> dict[str, Any]:
     """What an optimizer counts in a group (Schedule-Free's k ...), copied."""
-    return {key: deepcopy(value) for key, value in group.items() if key not in but}
+    return {key: deepcopy(value) for key, value in group.items() if key not in KEPT}
+
+
+@torch.no_grad()
+def put_extras(group: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Write what `extras` has copied back, into a tensor's own memory."""
+    for key, value in saved.items():
+        now = group.get(key)
+        if isinstance(now, Tensor) and isinstance(value, Tensor):
+            now.copy_(value)
+        else:
+            group[key] = deepcopy(value)
 
 
 def trained_tensors(model: nn.Module, optimizer: Any) -> list[Tensor]:

@@ -1,7 +1,9 @@
 """Values far above those that came before them, in a series whose noise is not known."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from hf_tfopt.optimizers.checks import check_count, check_positive
 
 MIN_VALUES = 100  # before that, a quantile of the top is not known
 LEAST_SPREAD = 0.02  # of a series without noise: rounding alone is no event
@@ -51,6 +53,25 @@ def is_spike(
     Never for what has no logarithm: 0 or less, as some losses are.
     """
     return value > 0 and math.log(value) > spike_threshold(past, threshold, ratio)
+
+
+def spikes_in(
+    values: Mapping[str, float],
+    past: Mapping[str, Sequence[float]],
+    threshold: float = 6.0,
+    ratio: float = 3.0,
+) -> list[str]:
+    """The names of the values that are spikes after those of the same name in `past`."""
+    return [n for n, value in values.items() if is_spike(value, past[n], threshold, ratio)]
+
+
+def check_limits(threshold: float, ratio: float, window: int) -> None:
+    """Raise ValueError for numbers that no spike can be judged by; see `spike_threshold`."""
+    if threshold != math.inf:
+        check_positive("threshold", threshold)
+    if not 1 < ratio < math.inf:
+        raise ValueError(f"ratio must be above 1, got {ratio!r}")
+    check_count("window", window)
 
 
 def remember(value: float, past: list[float], window: int) -> None:

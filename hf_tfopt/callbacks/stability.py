@@ -10,12 +10,12 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from hf_tfopt.callbacks.base import Intervention, logger
 from hf_tfopt.callbacks.lowered_rates import scale_rates
 from hf_tfopt.callbacks.recovery import Recovery
-from hf_tfopt.callbacks.spikes import is_spike, remember
-from hf_tfopt.callbacks.step_losses import SinceLog, pass_losses_through
+from hf_tfopt.callbacks.spikes import check_limits, remember, spikes_in
+from hf_tfopt.callbacks.step_losses import SinceLog
 from hf_tfopt.callbacks.suspects import cause_of, described, facts_of
-from hf_tfopt.callbacks.training import Scalars, Training, training_of
+from hf_tfopt.callbacks.training import Place, Scalars, Training, training_of
 from hf_tfopt.callbacks.vitals import Vitals, loss_scale, read_vitals
-from hf_tfopt.optimizers.checks import check_count, check_positive
+from hf_tfopt.optimizers.checks import check_count
 from hf_tfopt.registry import check_name
 
 Action = Literal["warn", "skip", "rollback", "lower_lr", "stop"]
@@ -42,8 +42,8 @@ class StabilityGuard(Intervention):
 
     Weights that are not finite themselves are mended from the snapshot by every action but "warn".
     They are looked for in a bad step, before a snapshot, an evaluation and a checkpoint, and at the
-    end of an epoch: none is saved. After `patience` bad steps in a row the run is stopped; if they
-    are spikes, their level is taken for the new one instead.
+    end of an epoch: none is saved. After `patience` bad steps in a row, or mendings from one
+    snapshot, the run is stopped; spikes in a row are taken for the new level instead.
 
     Under fp16 an overflow of the gradients is the loss scaler's business, unless its scale has
     fallen below 1.
@@ -54,8 +54,8 @@ class StabilityGuard(Intervention):
     are those whose loss is not finite, or all of the step where every loss is.
 
     The losses are seen through `tfo.attach` or `TfoptTrainer`; in `Trainer(callbacks=[...])` only
-    gradients, clipped by then, and weights are. Other interventions should come behind it: they
-    see no gradient in a step that is skipped.
+    gradients, clipped by then, and weights are, and it must be given before all other
+    interventions: they see no gradient in a step that is left out.
 
     | name | what |
     |---|---|
@@ -79,7 +79,7 @@ class StabilityGuard(Intervention):
             for.
         ratio: of a spike to the median, above 1.
         window: good steps that a spike is judged by.
-        patience: bad steps in a row before the run is stopped.
+        patience: bad steps in a row, or mendings, before the run is stopped.
 
     Raises:
         ValueError: an option out of its range; before the first step, weights that are not finite,
@@ -92,6 +92,8 @@ class StabilityGuard(Intervention):
     """
 
     needs_gradients = True
+    place = Place.GUARD
+    _recovery: Recovery  # while it trains
 
     def __init__(
         self,
@@ -106,16 +108,12 @@ class StabilityGuard(Intervention):
     ):
         super().__init__()
         check_name("action", action, get_args(Action))
-        for name, count in (("window", window), ("patience", patience)):
-            check_count(name, count)
+        check_count("patience", patience)
+        check_limits(threshold, ratio, window)
         if snapshot_every is not None:
             check_count("snapshot_every", snapshot_every)
         elif action == "rollback":
             raise ValueError("action='rollback' needs a snapshot: give snapshot_every a number")
-        if threshold != math.inf:
-            check_positive("threshold", threshold)
-        if not 1 < ratio < math.inf:
-            raise ValueError(f"ratio must be above 1, got {ratio!r}")
         if not 0 < lr_factor < 1:
             raise ValueError(f"lr_factor must be above 0 and below 1, got {lr_factor!r}")
         self.action = action
@@ -126,24 +124,19 @@ class StabilityGuard(Intervention):
         self.ratio = ratio
         self.window = window
         self.patience = patience
-        self._recovery: Recovery | None = None
         self._forget()
 
     def _forget(self) -> None:
+        vars(self).pop("_recovery", None)
         self._losses: list[Tensor] = []
         self._norms: Tensor | None = None
         self._has_update = self._is_stopping = False
         self._since_log = SinceLog()
 
-    def join(self, trainer: Any) -> None:
-        """See the loss of each micro-batch, and the gradients before they are clipped."""
-        super().join(trainer)
-        pass_losses_through(trainer, lambda loss: self._seen(loss, trainer))
-
-    def _seen(self, loss: Tensor, trainer: Any) -> Tensor:
-        if self._recovery is None:
-            return loss
+    def _seen(self, loss: Tensor) -> Tensor:
+        """The loss of a micro-batch, after its backward pass; what is logged of it."""
         self._losses.append(loss.detach())
+        trainer = self.trainer
         if trainer.accelerator.sync_gradients:
             self._norms = self._recovery.body.gradient_norms()
         if trainer.args.logging_nan_inf_filter:
@@ -152,44 +145,44 @@ class StabilityGuard(Intervention):
         return torch.where(loss.isfinite(), loss, torch.zeros_like(loss))
 
     def begin(self, training: Training) -> None:
-        """Look at the weights, and take the first snapshot."""
-        self._forget()
-        for count in ("num_bad_steps", "num_in_a_row"):
+        """Look at the weights; from now on see losses, and gradients before they are clipped."""
+        for count in ("num_bad_steps", "num_in_a_row", "num_mended"):
             self.remembered.setdefault(count, 0)
         for series in SERIES:
             self.remembered.setdefault(series, [])
         has_snapshot = self.snapshot_every is not None and self.action != "warn"
         self._recovery = Recovery(training, has_snapshot, self.is_snapshot_on_cpu)
-        if not self.is_joined and training.state.is_world_process_zero:
+        if self.trainer is not None:
+            self.listen(self.trainer, "training_step", change=self._seen)
+        elif training.state.is_world_process_zero:
             logger.warning(
                 "StabilityGuard sees no loss, and gradients only after clipping, in a stock "
                 "Trainer(callbacks=[...]); use tfo.attach(trainer, callbacks=[...])"
             )
 
-    @property
-    def _healer(self) -> Recovery:
-        assert self._recovery is not None
-        return self._recovery
+    def release(self) -> None:
+        """Drop snapshot, model and losses."""
+        super().release()
+        self._forget()
 
     def before_step(self, training: Training) -> None:
-        """Nothing of this step was seen yet."""
+        """Nothing of this step was seen yet; before the first, take a snapshot."""
+        self._recovery.start(training)
         self._losses, self._norms = [], None
 
     def gradients(self, training: Training) -> None:
         """Judge the step, and act before the update."""
-        norms = self._healer.body.gradient_norms() if self._norms is None else self._norms
-        vitals = read_vitals(self._losses, norms)
-        scale = loss_scale(training.optimizer)
+        norms = self._recovery.body.gradient_norms() if self._norms is None else self._norms
+        vitals = read_vitals(self._losses, norms, loss_scale(training.optimizer, norms.device))
+        scale = vitals.scale
         is_overflow = not vitals.num_bad_losses and not math.isfinite(vitals.gradient_norm)
         if is_overflow and scale is not None and scale >= 1:
             return
         self._has_update = True
-        values = {"loss": vitals.loss or 0.0, "gradient": vitals.gradient_norm / (scale or 1.0)}
-        spikes = [
-            series
-            for series, value in values.items()
-            if is_spike(value, self.remembered[series], self.threshold, self.ratio)
-        ]
+        # the host has unscaled them since it clipped
+        factor = 1.0 if self._norms is None else scale or 1.0
+        values = {"loss": vitals.loss or 0.0, "gradient": vitals.gradient_norm / factor}
+        spikes = spikes_in(values, self.remembered, self.threshold, self.ratio)
         if cause := cause_of(vitals, spikes):
             self._bad(training, vitals, cause)
             return
@@ -205,8 +198,8 @@ class StabilityGuard(Intervention):
         self.remembered["num_in_a_row"] += 1
         self._since_log.has_bad_loss |= vitals.num_bad_losses > 0
         is_spike = cause.startswith("spike")
-        weights = [] if is_spike else self._healer.body.bad_weights()
-        facts = facts_of(training, vitals, self._losses, self._healer.body, weights)
+        weights = [] if is_spike else self._recovery.body.bad_weights()
+        facts = facts_of(training, vitals, self._losses, self._recovery.body, weights)
         kind, row = "non-finite weight" if weights else cause, self.remembered["num_in_a_row"]
         done = self._act(training, weights, row, is_spike)
         if self.action != "warn" or row <= self.patience:
@@ -223,24 +216,36 @@ class StabilityGuard(Intervention):
             return ", ".join(["nothing was done about it", *done])
         done.append("the step was left out")
         if weights or self.action == "rollback":
-            done.append(self._healer.put_back(training, weights))
-        self._healer.skip(training)
+            done.append(self._put_back(training, weights))
+        self._recovery.skip(training)
         if self.action == "lower_lr" and row == 1:
             scale_rates(training.optimizer, training.scheduler, self.lr_factor)
             done.append(f"learning rates were multiplied by {self.lr_factor}")
         if self.action == "stop" or (is_worn and not is_spike):
-            self._is_stopping = training.control.should_training_stop = True
+            self._stop(training)
             done.append("the run ends" + (f" after {row} bad steps in a row" if is_worn else ""))
         return ", ".join(done)
 
+    def _put_back(self, training: Training, weights: list[str]) -> str:
+        """Go back to the snapshot; in words. Too often from weights that are bad: stop."""
+        done = self._recovery.put_back(training, weights)
+        self.remembered["num_mended"] += bool(weights)
+        if self.remembered["num_mended"] < self.patience:
+            return done
+        self._stop(training)
+        return f"{done}, for the {self.patience}th time since these were kept: the run ends"
+
+    def _stop(self, training: Training) -> None:
+        self._is_stopping = training.control.should_training_stop = True
+
     def updated(self, training: Training) -> None:
         """Of a step left out, the optimizer has counted nothing."""
-        self._healer.skipped(training)
+        self._recovery.skipped(training)
 
     def stepped(self, training: Training) -> None:
         """Look at the weights where they are about to be saved, evaluated or kept."""
         if self._has_update and not self.remembered["num_in_a_row"]:
-            self._healer.age += 1
+            self._recovery.age += 1
         self._has_update = False
         self._keep(training, training.control.should_save or training.control.should_evaluate)
 
@@ -250,32 +255,30 @@ class StabilityGuard(Intervention):
         """Look at the weights: every run ends with the end of an epoch."""
         self._keep(training_of(args, state, control, kwargs), True)
 
-    def ended(self, training: Training) -> None:
-        """What happened after the last log is told in the host's summary."""
-        history: list[dict[str, Any]] = training.state.log_history
-        if history and (events := self.remembered.pop("events", None)):
-            history[-1]["events"] = [*history[-1].get("events", []), *events]
-
     def _keep(self, training: Training, is_wanted: bool) -> None:
-        """Mend the weights if need be; take the next snapshot if it is due."""
-        control = training.control
+        """Mend the weights if need be, and take the next snapshot if it is due."""
+        if not self._is_stopping:
+            self._look(training, is_wanted)
         if self._is_stopping:
-            control.should_save, control.should_log = False, True
-            return
-        every, age = self.snapshot_every, self._healer.age
+            training.control.should_save, training.control.should_log = False, True
+
+    def _look(self, training: Training, is_wanted: bool) -> None:
+        control = training.control
+        every, age = self.snapshot_every, self._recovery.age
         is_due = every is not None and age >= every
         if self.action == "warn" or not (is_wanted or is_due):
             return
         # a resumed run begins with a snapshot of its checkpoint: so has one that was never stopped
         is_best = control.should_evaluate and training.args.save_strategy == "best"
-        if weights := self._healer.body.bad_weights():
+        if weights := self._recovery.body.bad_weights():
             self.remembered["num_bad_steps"] += 1
             self._since_log.has_bad_step = True
             text = f"non-finite weight in {', '.join(weights)}"
-            done = self._healer.put_back(training, weights)
+            done = self._put_back(training, weights)
             self.tell(training, "non-finite weight", f"{text}: {done}", weights=weights)
         elif is_due or control.should_save or is_best:
-            self._healer.take(training)
+            self.remembered["num_mended"] = 0
+            self._recovery.take(training)
 
     def scalars(self, training: Training) -> Scalars:
         """The count, and the mean of the good steps."""

@@ -1,26 +1,8 @@
-"""The losses of the micro-batches, which the host's events do not tell."""
+"""The losses of the steps since the last log: of good ones, and that there were others."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-
-from torch import Tensor
-
-
-def pass_losses_through(trainer: Any, seen: Callable[[Tensor], Tensor]) -> None:
-    """Let a function see the loss of every micro-batch after its backward pass, and change it.
-
-    What it returns is added up for the host's log; what is differentiated was that before.
-    """
-    before = vars(trainer).get("training_step")
-
-    def training_step(model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
-        # the class is asked each time: `attach` may have given the trainer another
-        step = before or type(trainer).training_step.__get__(trainer)
-        return seen(step(model, inputs, *rest, **options))
-
-    trainer.training_step = training_step
 
 
 @dataclass

@@ -24,11 +24,13 @@ class Vitals:
             where it was not seen.
         num_bad_losses: micro-batches, of all processes, whose loss is not finite.
         norms: ‖gradient‖ of each block.
+        scale: what fp16 has multiplied the loss with; None without a scaler.
     """
 
     loss: float | None
     num_bad_losses: int
     norms: tuple[float, ...]
+    scale: float | None = None
 
     @property
     def gradient_norm(self) -> float:
@@ -36,20 +38,28 @@ class Vitals:
         return math.hypot(*self.norms)
 
 
-def read_vitals(losses: Sequence[Tensor], norms: Tensor) -> Vitals:
+def read_vitals(losses: Sequence[Tensor], norms: Tensor, scale: Tensor | None = None) -> Vitals:
     """Read back the numbers of a step, added up over all processes: the one wait for the device.
 
     Args:
         losses: of this process's micro-batches; their sum is the loss of the step.
         norms: ‖gradient‖ of each block, of all processes' gradients: [blocks].
+        scale: see `loss_scale`.
     """
     sums = torch.zeros(2, device=norms.device)
     if losses:
         every = torch.stack([loss.detach().float().reshape(()) for loss in losses])
         is_bad = ~every.isfinite()
         sums = torch.stack([every.masked_fill(is_bad, 0.0).sum(), is_bad.sum()]).to(norms.device)
-    loss, num_bad, *means = mean_over_processes(torch.cat([sums, norms.float()])).tolist()
-    return Vitals(loss if losses else None, round(num_bad * num_processes()), tuple(means))
+    scales = torch.empty(0, device=norms.device) if scale is None else scale.reshape(1)
+    numbers = mean_over_processes(torch.cat([sums, norms.float(), scales])).tolist()
+    loss, num_bad, means = numbers[0], numbers[1], numbers[2 : 2 + norms.numel()]
+    return Vitals(
+        loss if losses else None,
+        round(num_bad * num_processes()),
+        tuple(means),
+        None if scale is None else numbers[-1],
+    )
 
 
 def mean_over_processes(numbers: Tensor) -> Tensor:
@@ -74,10 +84,12 @@ def num_processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def loss_scale(optimizer: Any) -> float | None:
-    """What fp16 has multiplied the loss with; None without a scaler."""
+def loss_scale(optimizer: Any, device: torch.device) -> Tensor | None:
+    """What fp16 has multiplied the loss with, not read back; None without a scaler."""
     scaler = getattr(optimizer, "scaler", None)
-    return scaler.get_scale() if scaler is not None and scaler.is_enabled() else None
+    if scaler is None or not scaler.is_enabled():
+        return None
+    return scaler.scale(torch.ones((), device=device))
 
 
 class Body:

@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_tfopt.callbacks.base import Intervention
+from hf_tfopt.callbacks.training import Place, Training
 from hf_tfopt.optimizers.checks import check_positive, check_share
 from hf_tfopt.optimizers.sharding import local, norm, whole_norms
 
 
-class AdaptiveWeightDecay(TrainerCallback):
+class AdaptiveWeightDecay(Intervention):
     """An intervention: λ ← m·λ + (1 - m)·strength·‖g‖ / ‖θ‖ before every update, λ = 0 at first.
 
     The norms are of all weights that the optimizer's groups decay (`weight_decay` above 0) as one
@@ -27,29 +28,26 @@ class AdaptiveWeightDecay(TrainerCallback):
         momentum: share m of the old λ that is kept, in [0, 1).
 
     Raises:
-        ValueError: a number out of its range; before the first update, an optimizer that decays
+        ValueError: a number out of its range; when training begins, an optimizer that decays
             nothing, that compiles its step, or whose gradients an engine hides.
 
     Paper: Ghiasi et al. 2023, Improving Robustness with Adaptive Weight Decay,
         https://arxiv.org/abs/2210.00094, algorithm 1.
     """
 
+    needs_gradients = True
+    place = Place.GRADIENTS
+
     def __init__(self, strength: float, momentum: float = 0.1):
+        super().__init__()
         check_positive("strength", strength)
         check_share("momentum", momentum)
         self.strength = strength
         self.momentum = momentum
 
-    def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        """Write the decay of the update that follows."""
-        groups = [group for group in optimizer.param_groups if _decays(group)]
+    def begin(self, training: Training) -> None:
+        """Look for groups that decay."""
+        groups = _decaying(training.optimizer)
         if not groups:
             raise ValueError(
                 "AdaptiveWeightDecay: no group has a weight_decay above 0; give the optimizer one, "
@@ -60,15 +58,33 @@ class AdaptiveWeightDecay(TrainerCallback):
                 "AdaptiveWeightDecay: a compiled optimizer would compile its step anew for every "
                 "decay; use one that is not compiled"
             )
-        before = groups[0]["weight_decay"] if state.global_step else 0.0
-        decay = adaptive_decay(
-            [parameter for group in groups for parameter in group["params"]],
-            before,
-            self.strength,
-            self.momentum,
-        )
+        self.remembered.setdefault("decay", 0.0)
+        self.remembered.setdefault("has_gradients", False)
+
+    def gradients(self, training: Training) -> None:
+        """Write the decay of the update that follows."""
+        groups = _decaying(training.optimizer)
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        if all(parameter.grad is None for parameter in parameters):
+            return  # the step is left out, or all of them rest
+        decay = adaptive_decay(parameters, self.remembered["decay"], self.strength, self.momentum)
+        self.remembered.update(decay=decay, has_gradients=True)
         for group in groups:
             group["weight_decay"] = decay
+
+    def ended(self, training: Training) -> None:
+        """Say so, if there was nothing to do."""
+        if not self.remembered.get("has_gradients", True):
+            self.tell(
+                training,
+                "no weight decay",
+                "AdaptiveWeightDecay: no weight that decays had a gradient in any step, and the "
+                "decay stayed as it was given",
+            )
+
+
+def _decaying(optimizer: Any) -> list[dict[str, Any]]:
+    return [group for group in optimizer.param_groups if _decays(group)]
 
 
 def _decays(group: dict[str, Any]) -> bool:

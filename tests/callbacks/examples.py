@@ -12,6 +12,7 @@ import hf_tfopt as tfo
 EXAMPLES: dict[str, Callable[[], TrainerCallback]] = {
     "activation_monitor": lambda: tfo.ActivationMonitor(every=1),
     "adaptive_gradient_clipping": lambda: tfo.AdaptiveGradientClipping(0.001),
+    "adaptive_weight_decay": lambda: tfo.AdaptiveWeightDecay(0.02),
     "attention_monitor": lambda: tfo.AttentionMonitor(every=1, num_examples=2),
     "clip_by_value": lambda: tfo.ClipByValue(0.01),
     "gradient_clipping": lambda: tfo.GradientClipping("layer", {"encoder.*": 0.05, "head": 0.2}),
@@ -37,6 +38,6 @@ EXAMPLES: dict[str, Callable[[], TrainerCallback]] = {
     "stop_on_plateau": lambda: tfo.StopOnPlateau("loss", patience=9, num_smoothed=3),
 }
 # Callbacks of the host's own kind, whose tests are their own.
-PLAIN = {"adaptive_weight_decay", "dataset_epochs", "evaluation_weights"}
+PLAIN = {"dataset_epochs", "evaluation_weights"}
 # Without fp16 it has nothing to log.
 SILENT = {"loss_scale_monitor"}

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import Trainer
 
 import hf_tfopt as tfo
+from hf_tfopt.callbacks.training import Training
 from hf_tfopt.callbacks.weight_decay import adaptive_decay
 from tests.invariants.splits import Rows
 from tests.models import tiny
@@ -77,18 +78,50 @@ def test_stop_and_resume_equals_never_stopped(tmp_path: Path) -> None:
     assert not weights[0].equal(weights[1])
 
 
+def training(optimizer: torch.optim.Optimizer) -> Training:
+    state = SimpleNamespace(global_step=0, is_world_process_zero=True)
+    return Training(SimpleNamespace(), state, SimpleNamespace(), None, optimizer)
+
+
 def test_a_decay_of_nought_for_a_step_does_not_end_it() -> None:
     weight = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([weight], lr=0.1, weight_decay=0.1)
     callback = tfo.AdaptiveWeightDecay(0.02)
+    callback.begin(training(optimizer))
     decays = []
-    for step, gradient in enumerate((0.0, 1.0)):
+    for gradient in (0.0, 1.0):
         weight.grad = torch.full((3,), gradient)
-        callback.on_pre_optimizer_step(
-            SimpleNamespace(), SimpleNamespace(global_step=step), SimpleNamespace(), optimizer
-        )
+        callback.gradients(training(optimizer))
         decays.append(optimizer.param_groups[0]["weight_decay"])
     assert decays == [0, pytest.approx(0.9 * 0.02)]
+
+
+def test_a_step_without_gradients_keeps_the_decay() -> None:
+    """As a guard leaves it, be it the first."""
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=0.1, weight_decay=0.5)
+    callback = tfo.AdaptiveWeightDecay(0.02)
+    callback.begin(training(optimizer))
+    decays = []
+    for gradient in (None, torch.ones(3), None, torch.ones(3)):
+        weight.grad = gradient
+        callback.gradients(training(optimizer))
+        decays.append(optimizer.param_groups[0]["weight_decay"])
+    once = 0.9 * 0.02
+    assert decays == pytest.approx([0.5, once, once, 0.1 * once + once])
+    callback.ended(training(optimizer))
+    assert "events" not in callback.remembered
+
+
+def test_a_run_without_a_gradient_is_told_of() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=0.1, weight_decay=0.5)
+    callback = tfo.AdaptiveWeightDecay(0.02)
+    callback.begin(training(optimizer))
+    callback.gradients(training(optimizer))
+    callback.ended(training(optimizer))
+    (event,) = callback.remembered["events"]
+    assert event["kind"] == "no weight decay"
 
 
 def test_refuses_what_cannot_work(tmp_path: Path) -> None:
@@ -102,6 +135,4 @@ def test_an_optimizer_that_compiles_its_step_is_refused() -> None:
     weight = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([weight], lr=torch.tensor(0.1), weight_decay=0.1)
     with pytest.raises(ValueError, match="would compile its step anew"):
-        tfo.AdaptiveWeightDecay(0.02).on_pre_optimizer_step(
-            SimpleNamespace(), SimpleNamespace(global_step=0), SimpleNamespace(), optimizer
-        )
+        tfo.AdaptiveWeightDecay(0.02).begin(training(optimizer))
