@@ -99,6 +99,7 @@ class TfoptMixin(HostsCallbacks):
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """The schedule given to the constructor; else the host's."""
+        self._trained = TermTotals()  # the host calls this where a training begins
         if self.schedule is None:
             return super().create_scheduler(num_training_steps, optimizer)
         return own_scheduler(self, self.schedule, num_training_steps, optimizer)

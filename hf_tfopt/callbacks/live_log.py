@@ -110,7 +110,14 @@ def _finite(value: Any) -> Any:
         return {str(name): _finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    try:  # a number of numpy's or torch's, which the host logs as it is
+        return _finite(float(value))
+    except (TypeError, ValueError):
+        return str(value)
 
 
 def _kept(path: Path, state: TrainerState) -> list[str]:

@@ -46,33 +46,39 @@ def scale_of(values: Sequence[Array], is_log: bool) -> Scale:
     return Scale(low, high if high > low else low + 1, False)
 
 
-def columns_of(found: Grid) -> tuple[Array, tuple[float, float]]:
-    """Cells of equal width over the steps, and the steps at their two ends.
+def columns_of(found: Grid) -> tuple[Array, Array, tuple[float, float]]:
+    """Cells of equal width over the steps, whether they are there, and the steps at their two ends.
 
     Each is the mean of what was measured in it, or of the nearest measurement; NaN where a number
-    was not finite.
+    was not finite, or none is there.
     """
-    steps, values = found.steps, found.values
+    steps = found.steps
     if len(steps) == 1:
-        return values, (0.0, 2 * float(steps[0]))
+        return found.values, found.is_there, (0.0, 2 * float(steps[0]))
     gap = float(np.median(np.diff(steps)))
     first, last = float(steps[0]) - gap / 2, float(steps[-1]) + gap / 2
     count = int(min(_MOST_COLUMNS, round((last - first) / gap)))
     edges = np.linspace(first, last, count + 1)
-    cells = np.empty((len(values), count))
+    cells = np.full((len(found.values), count), np.nan)
+    is_there = np.zeros(cells.shape, dtype=bool)
     for column in range(count):
         inside = (steps > edges[column]) & (steps <= edges[column + 1])
         if not inside.any():
             inside = np.abs(steps - (edges[column] + edges[column + 1]) / 2).argmin()[None]
-        cells[:, column] = values[:, inside].mean(axis=1)
-    return cells, (max(0.0, first), last)
+        there = found.is_there[:, inside]
+        total = np.where(there, found.values[:, inside], 0.0).sum(axis=1)
+        is_there[:, column] = there.any(axis=1)
+        cells[:, column] = np.where(is_there[:, column], total, np.nan) / there.sum(axis=1).clip(1)
+    return cells, is_there, (max(0.0, first), last)
 
 
 def draw_blocks(axes: Axes, theme: Theme, title: str, found: Grid, scale: Scale) -> None:
-    """Blocks upwards from the input, steps to the right."""
+    """Blocks upwards from the input, steps to the right; nothing where a block rests."""
     dress(axes, title, theme)
-    cells, (first, last) = columns_of(found)
+    cells, is_there, (first, last) = columns_of(found)
     shown = draw_cells(axes, cells, scale, (first, last, -0.5, len(cells) - 0.5))
+    if not is_there.all():
+        shown.set_alpha(is_there.astype(float))
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
     label_rows(axes, found.names)
     color_bar(axes, theme, shown, scale)

@@ -1,7 +1,8 @@
 """What a trainer's log holds, as arrays: points, gaps, one row for each block, events."""
 
 import math
-from collections.abc import Iterable, Mapping, Sized
+import re
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,11 +54,26 @@ def thinned(steps: Array, values: Array, limit: int = 600) -> tuple[Array, Array
     return steps[index], values[index]
 
 
+_ABSENT = object()
+_IS_LAYER = re.compile(r"coder\.\d+")
+
+
 def names_below(history: History, what: str) -> list[str]:
     """The blocks, roles or groups of `<what>/<name>`, in the order in which they are logged."""
     prefix = f"{what}/"
     found = {key: None for entry in history for key in entry if key.startswith(prefix)}
     return [key.removeprefix(prefix) for key in found]
+
+
+def upwards(names: Sequence[str]) -> list[str]:
+    """Blocks from the input to the output, whichever was logged first; other names as they are."""
+
+    def height(name: str) -> tuple[int, bool, int]:
+        end = 0 if name.endswith("embeddings") else 2 if name == "head" else 1
+        number = re.search(r"\.(\d+)", name)
+        return end, "decoder" in name, int(number[1]) if number else 10**9
+
+    return sorted(names, key=height) if any(map(_IS_LAYER.search, names)) else list(names)
 
 
 class Grid(NamedTuple):
@@ -66,20 +82,22 @@ class Grid(NamedTuple):
     Args:
         steps: those in which it was measured [columns].
         names: of the blocks, from the input to the output [rows].
-        values: [rows, columns]; NaN where a number was not finite.
+        values: [rows, columns]; NaN where a number was not finite, or is not there.
+        is_there: [rows, columns]; a block that rests, frozen, has no numbers.
     """
 
     steps: Array
     names: list[str]
     values: Array
+    is_there: Array
 
 
 def grid(history: History, what: str) -> Grid | None:
     """`<what>/<block>` of the whole log; None if it is never there."""
-    names = names_below(history, what)
+    names = upwards(names_below(history, what))
     keys = [f"{what}/{name}" for name in names]
     rows = {
-        int(entry["step"]): [entry.get(key) for key in keys]
+        int(entry["step"]): [entry.get(key, _ABSENT) for key in keys]
         for entry in history
         if isinstance(entry.get("step"), (int, float)) and any(key in entry for key in keys)
     }
@@ -87,7 +105,8 @@ def grid(history: History, what: str) -> Grid | None:
         return None
     steps = sorted(rows)
     values = [[v if _is_finite(v) else math.nan for v in rows[step]] for step in steps]
-    return Grid(np.array(steps, dtype=float), names, np.array(values, dtype=float).T)
+    there = [[v is not _ABSENT for v in rows[step]] for step in steps]
+    return Grid(np.array(steps, dtype=float), names, np.array(values).T, np.array(there).T)
 
 
 class Event(NamedTuple):

@@ -1,10 +1,13 @@
 import json
 import math
 
+import numpy as np
 import pytest
+import torch
 
 import hf_tfopt as tfo
 from hf_tfopt.callbacks.base import Intervention
+from hf_tfopt.callbacks.live_log import line_of
 from hf_tfopt.run.unfinished import LIVE_LOG, progress_of
 from tests.callbacks.runs import trainer_with
 
@@ -72,6 +75,11 @@ def test_going_on_drops_later_lines_and_a_torn_one(is_elsewhere, tmp_path):
     assert progress is not None
     assert (progress.step, progress.max_steps, progress.first_step) == (6, 6, 2)
     assert progress.is_ended and progress.source == LIVE_LOG
+
+
+def test_what_json_does_not_know_does_not_end_the_run():
+    line = line_of({"kl": np.float32(1.5), "t": torch.tensor(2.0), "x": np.array([1, 2]), "s": "a"})
+    assert json.loads(line) == {"kl": 1.5, "t": 2.0, "x": "[1 2]", "s": "a"}
 
 
 def test_a_new_run_begins_a_new_log(tmp_path):

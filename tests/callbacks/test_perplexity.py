@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hf_tfopt as tfo
-from tests.callbacks.runs import trainer_with
+from tests.callbacks.runs import history_of, trainer_with
 from tests.models import tiny
 
 
@@ -61,3 +61,13 @@ def test_it_is_told_of_the_plain_loss_alone(objective: Any, is_told: bool, tmp_p
 def test_nothing_counted_has_none() -> None:
     assert tfo.LanguageModeling().trained({"cross_entropy": math.nan}) == {}
     assert tfo.LanguageModeling().trained({}) == {}
+
+
+def test_a_second_training_does_not_count_the_first(tmp_path: Path) -> None:
+    """Which ended between two logs, so that its last steps were never told."""
+    trainer = trainer_with(tmp_path, logging_steps=3)
+    trainer.train()
+    trainer.train()
+    log = history_of(trainer)[0]
+    # the mean of three steps with almost as many tokens, for the mean over all tokens
+    assert log["perplexity"] == pytest.approx(math.exp(log["loss"]), rel=0.01)

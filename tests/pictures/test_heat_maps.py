@@ -8,31 +8,32 @@ from hf_tfopt.pictures.history import Grid
 
 
 def grid_at(steps, values):
-    return Grid(np.array(steps, float), [f"b{n}" for n in range(len(values))], np.array(values))
+    names = [f"b{n}" for n in range(len(values))]
+    return Grid(np.array(steps, float), names, np.array(values), np.full_like(values, True, bool))
 
 
 def test_even_steps_are_the_columns():
-    cells, ends = columns_of(grid_at([10, 20, 30], [[1.0, 2.0, 3.0]]))
+    cells, _, ends = columns_of(grid_at([10, 20, 30], [[1.0, 2.0, 3.0]]))
     assert cells.tolist() == [[1, 2, 3]] and ends == (5, 35)
 
 
 def test_many_steps_are_averaged_and_what_is_not_finite_stays():
     values = np.arange(2000.0)[None].repeat(2, axis=0)
     values[1, 1000] = math.nan
-    cells, _ = columns_of(grid_at(range(1, 2001), values))
+    cells, _, _ = columns_of(grid_at(range(1, 2001), values))
     assert cells.shape[1] == 160
     np.testing.assert_allclose(np.nanmean(cells[0]), values[0].mean(), rtol=1e-3)  # bins of 12, 13
     assert np.isnan(cells[1]).sum() == 1
 
 
 def test_a_stretch_without_measurements_takes_the_nearest():
-    cells, _ = columns_of(grid_at([1, 2, 3, 10], [[1.0, 2.0, 3.0, 9.0]]))
+    cells, _, _ = columns_of(grid_at([1, 2, 3, 10], [[1.0, 2.0, 3.0, 9.0]]))
     assert len(cells[0]) == 10 and np.isfinite(cells).all()
     assert cells[0, 4] == 3 and cells[0, 8] == 9
 
 
 def test_one_measurement_is_a_column():
-    cells, (first, last) = columns_of(grid_at([50], [[1.0], [2.0]]))
+    cells, _, (first, last) = columns_of(grid_at([50], [[1.0], [2.0]]))
     assert cells.shape == (2, 1) and first < 50 < last
 
 

@@ -4,6 +4,7 @@ import random
 import numpy as np
 import pytest
 
+from hf_tfopt.pictures.heat_maps import columns_of
 from hf_tfopt.pictures.history import broken, events_of, gaps, grid, names_below, thinned
 
 ODD = [
@@ -30,6 +31,20 @@ def test_a_grid_has_a_row_for_each_block_and_holes():
     assert found.steps.tolist() == [1, 2, 5]
     np.testing.assert_array_equal(found.values, [[1, math.nan, math.nan], [2, 4, math.nan]])
     assert grid(ODD, "b") is None
+
+
+def test_a_block_that_rests_is_no_hole_and_stands_in_its_place():
+    """As gradual unfreezing logs them: the head first."""
+    names = ["head", "encoder.10", "encoder.2", "decoder.0", "embeddings", "encoder"]
+    log = [{"step": 1, "n/head": 1.0}, {"step": 2, **{f"n/{name}": math.nan for name in names}}]
+    found = grid(log, "n")
+    assert found is not None
+    expected = ["embeddings", "encoder.2", "encoder.10", "encoder", "decoder.0", "head"]
+    assert found.names == expected
+    assert found.is_there.tolist() == [[name == "head", True] for name in expected]
+    cells, is_there, _ = columns_of(found)
+    np.testing.assert_array_equal(is_there, found.is_there)
+    assert np.isnan(cells[:, 1]).all() and cells[-1, 0] == 1
 
 
 @pytest.mark.parametrize("length", [0, 1, 5, 100, 5000])
