@@ -21,6 +21,7 @@ class HostsCallbacks(Trainer):
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """The host's; also after an error nothing of ours stays behind in model and optimizer."""
         self.resumed_from = resume_from_checkpoint
+        adopt_callbacks(self)  # a copy of a trainer, or another since, shares its callbacks
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:

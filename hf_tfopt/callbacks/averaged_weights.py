@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hf_tfopt.callbacks.snapshot import copied
 from hf_tfopt.callbacks.trained import forget_gathered
+from hf_tfopt.callbacks.vitals import gathered, mean_over_processes
 from hf_tfopt.optimizers.foreach import foreach_lerp
-from hf_tfopt.optimizers.sharding import local, shard_as, whole
+from hf_tfopt.optimizers.sharding import local, norm, shard_as, whole
 from hf_tfopt.registry import nearest
 
 FILE = "weight_average.safetensors"
@@ -80,8 +83,53 @@ def put(model: nn.Module, parameters: Sequence[Tensor], values: Sequence[Tensor]
     forget_gathered(model)
 
 
+@torch.no_grad()
+def are_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether every number is, on every process; waits for the device."""
+    norms = [norm(local(tensor)).to(local(tensors[0]).device) for tensor in tensors]
+    total = torch.linalg.vector_norm(torch.stack(norms)).reshape(1)
+    return bool(mean_over_processes(total).isfinite().all())
+
+
+def copied_parts(
+    parts: Sequence[Sequence[Tensor]], known: Sequence[Sequence[Tensor]], is_on_cpu: bool
+) -> list[list[Tensor]]:
+    """This process's shards of the parts, copied; in the memory of the copies known, if any."""
+    before = known or [[None] * len(part) for part in parts]
+    return [
+        [copied(tensor, old, is_on_cpu) for tensor, old in zip(part, olds, strict=True)]
+        for part, olds in zip(parts, before, strict=True)
+    ]
+
+
+@torch.no_grad()
+def put_parts(parts: list[list[Tensor]], saved: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+    """Write what `copied_parts` has copied back, in place; nothing, if there was none."""
+    for part, olds in zip(parts, saved, strict=False):
+        for tensor, old in zip(part, olds, strict=True):
+            local(tensor).copy_(old, non_blocking=True)
+    return parts if saved else []
+
+
+def find(folders: Sequence[Path], file: str, step: int | None = None) -> Path | None:
+    """The first of the folders' files that every process finds, of the step if one is given."""
+    paths = [folder / file for folder in folders]
+    found = gathered([path.is_file() and step in (None, _step_of(path)) for path in paths])
+    return next((path for i, path in enumerate(paths) if all(one[i] for one in found)), None)
+
+
+def _step_of(path: Path) -> int | None:
+    with safe_open(path, "pt") as opened:
+        step = (opened.metadata() or {}).get("step")
+    return None if step is None else int(step)
+
+
 def save_parts(
-    path: Path, names: Sequence[str], parts: Sequence[Sequence[Tensor]], is_writer: bool
+    path: Path,
+    names: Sequence[str],
+    parts: Sequence[Sequence[Tensor]],
+    is_writer: bool,
+    step: int = 0,
 ) -> None:
     """Write a file as a whole or not at all. Every process calls it, one or some write.
 
@@ -90,6 +138,7 @@ def save_parts(
         names: of the parameters.
         parts: tensors for each of the parameters.
         is_writer: whether this process writes.
+        step: of the checkpoint, which the file tells.
     """
     tensors: dict[str, Tensor] = {}
     for number, part in enumerate(parts):
@@ -101,7 +150,7 @@ def save_parts(
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, draft)
+    save_file(tensors, draft, metadata={"step": str(step)})
     os.replace(draft, path)
 
 

@@ -120,3 +120,13 @@ class LatestWeightAverage(WeightAverage):
         """The last parts, and the weights."""
         newest = [weight.detach().clone() for weight in self._weights]
         return [*parts[max(0, len(parts) + 1 - self.num) :], newest]
+
+    def copied(
+        self, parts: list[list[Tensor]], known: list[list[Tensor]], is_on_cpu: bool
+    ) -> list[list[Tensor]]:
+        """The parts themselves: they never change."""
+        return [*parts]
+
+    def put(self, parts: list[list[Tensor]], saved: list[list[Tensor]]) -> list[list[Tensor]]:
+        """The parts that were."""
+        return [*saved]

@@ -1,9 +1,14 @@
 """Which parameters an optimizer trains, and what must follow when a callback changes them."""
 
+import logging
 from typing import Any
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+
+from hf_tfopt.callbacks.training import Training
+
+logger = logging.getLogger(__name__)
 
 
 def innermost(optimizer: Any) -> Any:
@@ -27,3 +32,24 @@ def forget_gathered(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def check_weights(who: str, training: Training, optimizer: Any) -> None:
+    """Raise ValueError where the model's weights are not those that the optimizer trains."""
+    flat = any(type(tensor).__name__ == "FlatParameter" for tensor in training.model.parameters())
+    if training.args.deepspeed_plugin is not None or flat:
+        raise ValueError(
+            f"{who} puts averages into the model's weights, but an engine trains joined copies "
+            f"({'FSDP1' if flat else 'DeepSpeed'}): use DDP or FSDP2, or leave it out"
+        )
+    if callable(getattr(type(optimizer), "eval", None)):
+        raise ValueError(
+            f"{type(optimizer).__name__} evaluates an average of its own, and {who} would average "
+            "other weights: leave one of them out"
+        )
+    if any(hasattr(module, "running_mean") for module in training.model.modules()):
+        logger.warning(
+            "%s averages no buffers: the statistics of batch normalisation are those of the "
+            "weights that are trained; compute them anew with torch.optim.swa_utils.update_bn",
+            who,
+        )

@@ -1,25 +1,22 @@
 """The average of the weights over training is what is evaluated, and what training ends with."""
 
-import functools
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_tfopt.callbacks import averaged_weights
 from hf_tfopt.callbacks.base import Intervention
-from hf_tfopt.callbacks.remembered import settle
-from hf_tfopt.callbacks.trained import innermost, trained_parameters
+from hf_tfopt.callbacks.checkpoint_folders import checkpoint_folders, own_checkpoint
+from hf_tfopt.callbacks.remembered import companions, settle
+from hf_tfopt.callbacks.stability import StabilityGuard
+from hf_tfopt.callbacks.trained import check_weights, innermost, trained_parameters
 from hf_tfopt.callbacks.training import Scalars, Training, training_of
 from hf_tfopt.optimizers.checks import check_count, check_not_negative
 
 logger = logging.getLogger(__name__)
-
-_AVERAGES = "_hf_tfopt_averages"  # of a run, in its TrainerState; no field: never saved
 
 
 class WeightAverage(Intervention):
@@ -59,8 +56,6 @@ class WeightAverage(Intervention):
             )
         self.every = every
         self.start = start
-        self._trainer: Any = None
-        self._resumed_from: Any = None
         self._forget()
 
     def _forget(self) -> None:
@@ -71,6 +66,9 @@ class WeightAverage(Intervention):
         self._parameters: dict[str, nn.Parameter] = {}
         self._saved_step = -1
         self._is_first = False
+        self._has_to_keep = False
+        self._kept: list[list[Tensor]] = []
+        self._kept_counts: dict[str, Any] = {}
 
     def include(self, parts: list[list[Tensor]], num_averaged: int) -> list[list[Tensor]]:
         """The parts of the average, with the weights as they are now.
@@ -81,56 +79,115 @@ class WeightAverage(Intervention):
         """
         raise NotImplementedError
 
+    def copied(
+        self, parts: list[list[Tensor]], known: list[list[Tensor]], is_on_cpu: bool
+    ) -> list[list[Tensor]]:
+        """The parts, as `include` will not change them; what was copied before may be."""
+        return averaged_weights.copied_parts(parts, known, is_on_cpu)
+
+    def put(self, parts: list[list[Tensor]], saved: list[list[Tensor]]) -> list[list[Tensor]]:
+        """The parts as they were when they were copied."""
+        return averaged_weights.put_parts(parts, saved)
+
     @property
     def _weights(self) -> list[Tensor]:
         return list(self._parameters.values())
 
-    def join(self, trainer: Any) -> None:
-        """Hear from which checkpoint `train` goes on: no event tells."""
-        super().join(trainer)
-        self._trainer = trainer
-        train = trainer.train
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """An evaluation before the first step is of the average too: begin with it."""
+        if state.global_step:
+            self._trained = None  # the host has loaded other weights since
+        super().on_train_begin(args, state, control, **kwargs)
+        optimizer = innermost(kwargs.get("optimizer"))
+        if args.eval_on_start and "eval" not in vars(optimizer):
+            self._optimizer, self._is_first = optimizer, True
 
-        @functools.wraps(train)
-        def heard(resume_from_checkpoint: Any = None, *rest: Any, **named: Any) -> Any:
-            self._resumed_from = resume_from_checkpoint
-            return train(resume_from_checkpoint, *rest, **named)
+            def show() -> None:
+                self.on_epoch_begin(args, state, control, **kwargs)
+                self._show()
 
-        trainer.train = heard
+            optimizer.eval = show
 
     def begin(self, training: Training) -> None:
         """Find the average of a run that goes on, and be heard when the host evaluates."""
-        self._forget()
         self._model, self._optimizer = training.model, innermost(training.optimizer)
-        _check_weights(type(self).__name__, training, self._optimizer)
+        check_weights(type(self).__name__, training, self._optimizer)
         self._parameters = trained_parameters(training.model, training.optimizer)
-        averages: list[WeightAverage] = vars(training.state).setdefault(_AVERAGES, [])
-        self._is_first = not averages
-        averages.append(self)
+        averages = [one for one in companions(training.state) if isinstance(one, WeightAverage)]
+        number = averages.index(self)
+        self._is_first = number == 0
+        self.remembered.setdefault("has_new", False)
         if self.remembered.setdefault("num_averaged", 0):
             self._load(training)
-        ending = "" if self._is_first else f"_{len(averages)}"
+        ending = "" if self._is_first else f"_{number + 1}"
         stem = Path(averaged_weights.FILE)
         self.remembered["file"] = f"{stem.stem}{ending}{stem.suffix}"
         if self._is_first:
             self._optimizer.eval = self._show
             self._optimizer.train = self._hide
 
+    def release(self) -> None:
+        """Give back the weights that are trained, if training broke off in an evaluation."""
+        super().release()
+        self._hide()
+        if self._is_first:
+            _drop_methods(self._optimizer)
+        self._forget()
+
+    def before_step(self, training: Training) -> None:
+        """Keep the average beside the first snapshot."""
+        self._keep(training)
+
+    def updated(self, training: Training) -> None:
+        """Whether there are new weights: not after a step that was left out."""
+        was_left_out = getattr(training.optimizer, "step_was_skipped", False)
+        if not was_left_out and any(weight.grad is not None for weight in self._weights):
+            self.remembered["has_new"] = True
+
     def stepped(self, training: Training) -> None:
-        """Take the new weights in, if it is their turn; write the average of a checkpoint."""
+        """Take new weights in, if it is their turn; write the average of a checkpoint."""
         self._hide()
         state = training.state
-        if averaged_weights.is_averaged(state.global_step, self.start, self.every, state.max_steps):
+        is_turn = averaged_weights.is_averaged(
+            state.global_step, self.start, self.every, state.max_steps
+        )
+        if is_turn and self.remembered["has_new"] and self._are_good(training):
             self._parts = self.include(self._parts, self.remembered["num_averaged"])
             self.remembered["num_averaged"] += 1
+            self.remembered["has_new"] = False
+        self._keep(training)
         self._save_if_due(training)
+
+    def kept(self, training: Training) -> None:
+        """Keep the average too, when this step's weights are in it."""
+        self._has_to_keep = True
+
+    def put_back(self, training: Training) -> None:
+        """The average as it was, without the weights that were given up."""
+        self._parts = self.put(self._parts, self._kept)
+        self.remembered.update(self._kept_counts)
+
+    def _keep(self, training: Training) -> None:
+        guard = _guard_of(training)
+        if self._has_to_keep and guard is not None:
+            self._has_to_keep = False
+            self._kept = self.copied(self._parts, self._kept, guard.is_snapshot_on_cpu)
+            self._kept_counts = {k: self.remembered[k] for k in ("num_averaged", "has_new")}
+
+    def _are_good(self, training: Training) -> bool:
+        """Whether a guard would leave the weights as they are: it looks at them later."""
+        return _guard_of(training) is None or averaged_weights.are_finite(self._weights)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """A checkpoint may be due at the end of an epoch."""
         self._hide()
-        self._save_if_due(training_of(args, state, control, kwargs))
+        training = training_of(args, state, control, kwargs)
+        self._keep(training)
+        self._save_if_due(training)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -164,16 +221,13 @@ class WeightAverage(Intervention):
         parts = self._parts
         best = training.state.best_model_checkpoint
         if training.args.load_best_model_at_end and best is not None:
-            path = Path(best) / self.remembered["file"]
+            path = averaged_weights.find([Path(best)], self.remembered["file"])
             # where there is none the best model was evaluated before the average began
-            parts = self._read(path) if path.is_file() else []
-        if self._is_first:
-            _drop_methods(self._optimizer)
-            if parts:
-                averaged_weights.put(self._model, self._weights, averaged_weights.mean(parts))
-            else:
-                logger.warning("the model after training is no average: none had begun")
-        self._forget()
+            parts = [] if path is None else self._read(path)
+        if self._is_first and parts:
+            averaged_weights.put(self._model, self._weights, averaged_weights.mean(parts))
+        elif self._is_first:
+            logger.warning("the model after training is no average: none had begun")
 
     def scalars(self, training: Training) -> Scalars:
         """How many weights are in the average."""
@@ -204,32 +258,28 @@ class WeightAverage(Intervention):
         state, step = training.state, training.state.global_step
         if not self._parts or step == self._saved_step:
             return
-        if state.is_hyper_param_search and self._trainer is None:
+        if state.is_hyper_param_search and self._host(training) is None:
             return
         self._saved_step = step
-        path = self._folder(training) / f"{PREFIX_CHECKPOINT_DIR}-{step}" / self.remembered["file"]
+        path = own_checkpoint(self._host(training), training) / self.remembered["file"]
         averaged_weights.save_parts(
-            path, [*self._parameters], self._parts, training.args.should_save
+            path, [*self._parameters], self._parts, training.args.should_save, step
         )
 
-    def _folder(self, training: Training) -> Path:
-        if self._trainer is None:
-            return Path(training.args.output_dir or ".")
-        # private in the host (5.23, trainer.py:3336): each trial of a search has its own folder
-        return Path(self._trainer._get_output_dir(getattr(self._trainer, "_trial", None)))
+    def _host(self, training: Training) -> Any:
+        """The Trainer of this training, if it is known."""
+        trainer = self.trainer
+        return trainer if trainer is not None and trainer.args is training.args else None
 
     def _load(self, training: Training) -> None:
-        name = f"{PREFIX_CHECKPOINT_DIR}-{training.state.global_step}"
-        told = [self._resumed_from, training.args.resume_from_checkpoint]
-        folders = [Path(given) for given in told if isinstance(given, str | os.PathLike)]
-        folders.append(self._folder(training) / name)
-        paths = [folder / self.remembered["file"] for folder in folders]
-        found = next((path for path in paths if path.is_file()), None)
+        step, file = training.state.global_step, self.remembered["file"]
+        folders = checkpoint_folders(self._host(training), training)
+        found = averaged_weights.find(folders, file, step)
         if found is None:
             raise ValueError(
-                f"the run goes on from a checkpoint with an average of "
-                f"{self.remembered['num_averaged']} weights, but {self.remembered['file']} is not "
-                f"in {', '.join(str(folder) for folder in folders)}: set "
+                f"the run goes on from a checkpoint of step {step} with an average of "
+                f"{self.remembered['num_averaged']} weights, but {file} of that step is not in "
+                f"{', '.join(str(folder) for folder in folders)} (seen by every process): set "
                 f"args.resume_from_checkpoint to the folder of the checkpoint that has it, or "
                 f"leave {type(self).__name__} out"
             )
@@ -239,24 +289,9 @@ class WeightAverage(Intervention):
         return averaged_weights.load_parts(path, [*self._parameters], self._weights)
 
 
-def _check_weights(who: str, training: Training, optimizer: Any) -> None:
-    flat = any(type(tensor).__name__ == "FlatParameter" for tensor in training.model.parameters())
-    if training.args.deepspeed_plugin is not None or flat:
-        raise ValueError(
-            f"{who} puts averages into the model's weights, but an engine trains joined copies "
-            f"({'FSDP1' if flat else 'DeepSpeed'}): use DDP or FSDP2, or leave it out"
-        )
-    if callable(getattr(type(optimizer), "eval", None)):
-        raise ValueError(
-            f"{type(optimizer).__name__} evaluates an average of its own, and {who} would average "
-            "other weights: leave one of them out"
-        )
-    if any(hasattr(module, "running_mean") for module in training.model.modules()):
-        logger.warning(
-            "%s averages no buffers: the statistics of batch normalisation are those of the "
-            "weights that are trained; compute them anew with torch.optim.swa_utils.update_bn",
-            who,
-        )
+def _guard_of(training: Training) -> StabilityGuard | None:
+    guards = (one for one in companions(training.state) if isinstance(one, StabilityGuard))
+    return next((guard for guard in guards if guard.action != "warn"), None)
 
 
 def _drop_methods(optimizer: Any) -> None:
