@@ -8,8 +8,7 @@ import numpy as np
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_tfopt.callbacks.blocks import Groups
-from hf_tfopt.callbacks.clipping import Clipping, grouped_by, say_if_at_rest
+from hf_tfopt.callbacks.clipping import NO_GROUPS, Clipping, grouped_by, say_if_at_rest
 from hf_tfopt.callbacks.training import Scalars, Training
 from hf_tfopt.optimizers.checks import check_count, check_not_negative, check_positive, check_share
 from hf_tfopt.optimizers.group_clipping import clip_groups, clip_units
@@ -62,6 +61,11 @@ class AdaptiveGradientClipping(Clipping):
         what = "AdaptiveGradientClipping: what is not the head"
         say_if_at_rest(training, what, [parameter for parameter, _ in self._units])
 
+    def release(self) -> None:
+        """Let go of the model."""
+        super().release()
+        self._units = []
+
     def gradients(self, training: Training) -> None:
         """Shorten them."""
         trained = [(p, dim) for p, dim in self._units if p.grad is not None]
@@ -94,12 +98,17 @@ class _ByNorm(Clipping):
 
     def __init__(self) -> None:
         super().__init__()
-        self._groups = Groups((), (), ())
+        self._groups = NO_GROUPS
 
     def begin(self, training: Training) -> None:
         """All weights are one group."""
         super().begin(training)
         self._groups = grouped_by(training.model, "global")
+
+    def release(self) -> None:
+        """Let go of the model."""
+        super().release()
+        self._groups = NO_GROUPS
 
     def limit(self, norm: float) -> float:
         """The largest norm of this step, whose own is a finite number above 0; learns from it."""

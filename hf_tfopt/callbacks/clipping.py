@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hf_tfopt.callbacks.base import Intervention
 from hf_tfopt.callbacks.blocks import Groups, roles
-from hf_tfopt.callbacks.training import Scalars, Training
+from hf_tfopt.callbacks.training import Place, Scalars, Training
 from hf_tfopt.optimizers.checks import check_positive
 from hf_tfopt.optimizers.group_clipping import clip_groups, clip_values
 from hf_tfopt.places import named_places
@@ -19,6 +19,7 @@ from hf_tfopt.registry import check_name, nearest
 logger = logging.getLogger(__name__)
 
 Grouping = Literal["global", "layer", "role"]
+NO_GROUPS = Groups((), (), ())
 
 
 class Clipping(Intervention):
@@ -29,6 +30,7 @@ class Clipping(Intervention):
     """
 
     needs_gradients = True
+    place = Place.CLIPPING
     needs_unclipped = False  # by the host
 
     def __init__(self) -> None:
@@ -42,9 +44,13 @@ class Clipping(Intervention):
         limit = training.args.max_grad_norm
         if limit > 0:
             self._beside(limit, training)
-        self._names, self._shares, self._num_steps = (), None, 0
         self.remembered.setdefault("shortened", {})
         self.remembered.setdefault("num_steps", 0)
+
+    def release(self) -> None:
+        """Drop what was counted and not kept."""
+        super().release()
+        self._names, self._shares, self._num_steps = (), None, 0
 
     def _beside(self, limit: float, training: Training) -> None:
         who, advice = type(self).__name__, "set max_grad_norm=0 in the TrainingArguments"
@@ -147,7 +153,7 @@ class GradientClipping(Clipping):
             check_positive("max_norm", max_norm)
         self.by: Grouping = by
         self.max_norm = max_norm
-        self._groups = Groups((), (), ())
+        self._groups = NO_GROUPS
         self._limits = torch.zeros(0)
         self._limited: dict[str, float] = {}
 
@@ -161,6 +167,11 @@ class GradientClipping(Clipping):
         if isinstance(self.max_norm, Mapping):
             for name in self._limited:
                 say_if_at_rest(training, f"GradientClipping: {name}", self._groups.of(name))
+
+    def release(self) -> None:
+        """Let go of the model."""
+        super().release()
+        self._groups = NO_GROUPS
 
     def smallest_norm(self) -> float:
         """The smallest of the limits: no group is longer than all of them together."""

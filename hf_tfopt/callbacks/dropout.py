@@ -101,7 +101,6 @@ class DropoutSchedule(Intervention):
 
     def begin(self, training: Training) -> None:
         """Note the rates of the model."""
-        self._give_back()  # what a training that was broken off has left
         found = dropout_sites(training.model)
         self._sites = [(site, site.rate) for site in found.values()]
         largest = max((self._base(rate) for _, rate in self._sites), default=0.0)
@@ -129,9 +128,12 @@ class DropoutSchedule(Intervention):
         for site, own in self._sites:
             site.set(self._base(own) * multiplier)
 
-    def ended(self, training: Training) -> None:
+    def release(self) -> None:
         """The model's own rates come back."""
-        self._give_back()
+        super().release()
+        for site, own in self._sites:
+            site.set(own)
+        self._sites = []
 
     def scalars(self, training: Training) -> Scalars:
         """The rate of the last step."""
@@ -139,8 +141,3 @@ class DropoutSchedule(Intervention):
 
     def _base(self, own: float) -> float:
         return own if self.rate is None else self.rate
-
-    def _give_back(self) -> None:
-        for site, own in self._sites:
-            site.set(own)
-        self._sites = []

@@ -77,16 +77,15 @@ class GradualUnfreezing(Intervention):
 
     def begin(self, training: Training) -> None:
         """The trained parameters in blocks, from the head down."""
-        self._forget()
         self._model = training.model
         places = named_places(training.model)
         blocks: dict[int, list[nn.Parameter]] = {}
         trained = trained_parameters(training.model, training.optimizer)
         for name, parameter in trained.items():
-            blocks.setdefault(places[name].distance, []).append(parameter)
+            if parameter.requires_grad:  # an optimizer may hold what the user has frozen
+                blocks.setdefault(places[name].distance, []).append(parameter)
         self._blocks = [blocks[distance] for distance in sorted(blocks)]
         self._has_all_gradients = _are_gradients_awaited(training)
-        self._require(len(self._blocks))
         steps, num_blocks = training.state.max_steps, len(self._blocks)
         self._interval = self.every or max(1.0, 0.5 * steps / max(1, num_blocks - 1))
         reached = num_trained_blocks(steps - 1, self._interval, steps, num_blocks)
@@ -119,8 +118,9 @@ class GradualUnfreezing(Intervention):
         """Leave no hook behind."""
         self._unhook()
 
-    def ended(self, training: Training) -> None:
+    def release(self) -> None:
         """Leave the model as it was."""
+        super().release()
         self._unhook()
         self._require(len(self._blocks))
         self._forget()

@@ -3,14 +3,12 @@
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_tfopt.callbacks.base import Intervention
-from hf_tfopt.callbacks.clipping import Clipping
-from hf_tfopt.callbacks.training import Scalars, Training
+from hf_tfopt.callbacks.training import Place, Scalars, Training
 from hf_tfopt.optimizers.checks import check_not_negative, check_positive
 from hf_tfopt.optimizers.sharding import local, shard_as
 
@@ -21,7 +19,7 @@ class GradientNoise(Intervention):
     The noise is a function of the seed, the step, the parameter and the place of the number in the
     whole parameter, on one kind of device: the same on every process, for every way to cut the
     batch, after a stop, and for FSDP2's shards, which get their part of it. The random state of the
-    run is not touched. It comes after clipping, and whatever the learning rate.
+    run is not touched. It comes after all clipping, and whatever the learning rate.
 
     σ is of every single number, and no share of the gradient: over n weights the noise is about
     σ·√n long, which is logged to be compared with `grad_norm`. At the default, 10⁷ weights get
@@ -43,13 +41,14 @@ class GradientNoise(Intervention):
 
     Raises:
         ValueError: a number out of its range; before the first step, an engine that hides the
-            gradients, or a callback that clips and comes after this one.
+            gradients.
 
     Paper: Neelakantan et al. 2015, Adding Gradient Noise Improves Learning for Very Deep Networks,
         https://arxiv.org/abs/1511.06807, equation 1. No difference.
     """
 
     needs_gradients = True
+    place = Place.GRADIENTS
 
     def __init__(self, eta: float = 0.3, gamma: float = 0.55, seed: int = 0):
         super().__init__()
@@ -59,26 +58,11 @@ class GradientNoise(Intervention):
         self.gamma = gamma
         self.seed = seed
         self._told: Scalars = {}
-        self._trainer: Any = None
 
-    def join(self, trainer: Any) -> None:
-        """Learn which callbacks there are."""
-        super().join(trainer)
-        self._trainer = trainer
-
-    def begin(self, training: Training) -> None:
-        """Refuse to have the noise clipped."""
+    def release(self) -> None:
+        """Forget the last update."""
+        super().release()
         self._told = {}
-        if self._trainer is None or self._trainer.state is not training.state:
-            return  # joined no trainer, or one before this
-        others = self._trainer.callback_handler.callbacks
-        for other in others[others.index(self) :]:
-            if isinstance(other, Clipping):
-                name = type(other).__name__
-                raise ValueError(
-                    f"GradientNoise comes before {name}, which would clip it: put "
-                    f"{name} first in callbacks"
-                )
 
     def gradients(self, training: Training) -> None:
         """Add the noise of this update."""

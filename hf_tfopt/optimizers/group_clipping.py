@@ -33,17 +33,19 @@ def clip_groups(
     """
     is_longer = (norms > max_norms) & norms.isfinite()
     factors = torch.where(is_longer, max_norms / norms, 1.0)
-    shards: dict[int, list[Tensor]] = {}
+    shards: dict[tuple[int, torch.device], list[Tensor]] = {}
     for gradient, member in zip(gradients, members, strict=True):
         if gradient is not None:
-            shards.setdefault(member, []).append(local(gradient))
+            shards.setdefault((member, gradient.device), []).append(local(gradient))
     if is_at_hand(factors):  # most are 1
-        for group, factor in enumerate(factors.tolist()):
-            if factor < 1 and group in shards:
-                foreach_mul(shards[group], factor)
+        read = factors.tolist()
+        for (group, _), tensors in shards.items():
+            if read[group] < 1:
+                foreach_mul(tensors, read[group])
     else:
-        for group, tensors in shards.items():
-            foreach_mul(tensors, factors[group])
+        of_groups = factors.unbind()
+        for (group, device), tensors in shards.items():
+            foreach_mul(tensors, of_groups[group].to(device))
     return is_longer.float()
 
 
@@ -61,7 +63,7 @@ def clip_values(gradients: Sequence[Tensor], max_value: float) -> Tensor:
     if not gradients:
         return torch.zeros(0)
     shards = [local(gradient) for gradient in gradients]
-    largest = torch.stack([_largest(shard) for shard in shards])
+    largest = torch.stack(on_one_device([_largest(shard) for shard in shards]))
     is_over = (largest > max_value) & largest.isfinite()
     if is_at_hand(is_over):
         for shard, over in zip(shards, is_over.tolist(), strict=True):
@@ -70,13 +72,19 @@ def clip_values(gradients: Sequence[Tensor], max_value: float) -> Tensor:
     else:
         bounds = torch.where(is_over, max_value, math.inf)
         for shard, bound in zip(shards, bounds.unbind(), strict=True):
+            bound = bound.to(shard.device)
             shard.clamp_(-bound, bound)
-    return whole_norms(is_over.float().unsqueeze(0), gradients)[0].sign()
+    return whole_norms(is_over.float().unsqueeze(0), gradients).squeeze(0).sign()
 
 
 def is_at_hand(tensor: Tensor) -> bool:
     """Whether a number is read without waiting for a device."""
     return tensor.device.type == "cpu"
+
+
+def on_one_device(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Small tensors beside the first; the parameters of a model may lie on several devices."""
+    return [tensor.to(tensors[0].device) for tensor in tensors]
 
 
 def _largest(shard: Tensor) -> Tensor:
@@ -135,8 +143,10 @@ def _unit_norms(
         pairs = [
             torch.stack([norm(local(t)).float() for t in _pair(parameters[n])]) for n in single
         ]
-        joined = whole_norms(torch.stack(pairs, 1), [parameters[n] for n in single])
-        for number, (gradient, weight) in zip(single, joined.unbind(1), strict=True):
+        joined = torch.stack(on_one_device(pairs), 1)
+        joined = whole_norms(joined, [parameters[n] for n in single])
+        for number, pair in zip(single, joined.unbind(1), strict=True):
+            gradient, weight = pair.to(parameters[number].device).unbind()
             found[number] = gradient, weight
     return [found[number] for number in range(len(parameters))]
 
@@ -169,7 +179,7 @@ def _share(
 ) -> Tensor:
     """Of all units; one that several processes have a part of is counted once."""
     device = is_shorter[0].device
-    clipped = torch.stack([flags.sum() for flags in is_shorter]).float()
+    clipped = torch.stack(on_one_device([flags.sum() for flags in is_shorter])).float()
     seen = torch.tensor([float(flags.numel()) for flags in is_shorter], device=device)
     # squares are what whole_norms adds up
     clipped, seen = whole_norms(torch.stack([clipped, seen]).sqrt(), parameters).square()

@@ -1,9 +1,11 @@
 import copy
+import gc
 import logging
 import math
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +213,29 @@ def test_training_moves_by_no_more_than_allowed(tmp_path: Path) -> None:
     assert norms["head"] == pytest.approx(0.1 * 0.01, rel=1e-3)
     assert norms["encoder.0"] == pytest.approx(0.1 * 0.02, rel=1e-3)
     assert norms["embeddings"] > 0.1 * 0.1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        tfo.GradientClipping,
+        lambda: tfo.ClipByValue(0.1),
+        tfo.AdaptiveGradientClipping,
+        tfo.ZClip,
+        tfo.PercentileClipping,
+        tfo.GradientNoise,
+    ],
+)
+def test_nothing_keeps_a_model_alive(make: Any) -> None:
+    model, callback = tiny("bert"), make()
+    set_gradients(model)
+    callback.begin(event(model))
+    callback.gradients(event(model))
+    kept = weakref.ref(model.get_input_embeddings().weight)
+    callback.release()
+    del model
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.invariant

@@ -91,19 +91,31 @@ def test_a_resumed_run_has_the_rates_of_its_steps(tmp_path: Path) -> None:
     assert torch.equal(weights_of(again.model), weights_of(whole.model))
 
 
-def test_a_training_that_was_broken_off_does_not_scale_twice(tmp_path: Path) -> None:
+def test_a_training_that_was_broken_off_leaves_the_rates_alone(tmp_path: Path) -> None:
     class Breaks(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs) -> None:
             if state.global_step == 2:
                 raise KeyboardInterrupt
 
-    rates = Rates()
-    trainer = trainer_with(tmp_path, [tfo.DropoutSchedule()], model=bert())
+    model = bert()
+    before = {name: site.rate for name, site in dropout_sites(model).items()}
+    trainer = trainer_with(tmp_path, [tfo.DropoutSchedule()], model=model)
     trainer.add_callback(Breaks)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    trainer.remove_callback(Breaks)
-    trainer.add_callback(rates)
+    assert {name: site.rate for name, site in dropout_sites(model).items()} == before
+
+
+def test_a_stock_trainer_broken_off_has_its_rates_back_with_the_next_training(
+    tmp_path: Path,
+) -> None:
+    """Which nothing tells of the end; the callback's next beginning gives them back."""
+    schedule, rates = tfo.DropoutSchedule(), Rates()
+    trainer = trainer_with(tmp_path, [], "attach", model=bert())
+    trainer.callback_handler.callbacks += [schedule, rates]
+    for event in (schedule.on_train_begin, schedule.on_epoch_begin, schedule.on_step_begin):
+        trainer.state.max_steps, trainer.state.global_step = 4, 1
+        event(trainer.args, trainer.state, trainer.control, model=trainer.model)
     trainer.train()
     assert rates.seen[0] == (0.2, 0.1)
 

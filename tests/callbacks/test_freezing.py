@@ -96,21 +96,60 @@ def test_what_was_frozen_before_stays_frozen(tmp_path: Path) -> None:
     assert not any(p.requires_grad for p in model.bert.encoder.layer[0].parameters())
 
 
-def test_a_training_that_was_broken_off_leaves_nothing_frozen(tmp_path: Path) -> None:
+def test_what_the_optimizer_holds_and_the_user_froze_stays_frozen(tmp_path: Path) -> None:
+    model = tiny("bert")
+    model.bert.encoder.layer[0].requires_grad_(False)
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    trainer, moved = trainer_with(tmp_path, [tfo.GradualUnfreezing(every=1)], model=model), Moved()
+    trainer.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    trainer.add_callback(moved)
+    trainer.train()
+    assert moved.blocks[-1] == ["head", "encoder.1", "embeddings"]
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+
+
+@pytest.mark.parametrize("how", ["tfopt", "attach"])
+@pytest.mark.parametrize("is_awaited", [False, True])
+def test_a_training_that_was_broken_off_leaves_nothing_frozen(
+    is_awaited: bool, how: str, tmp_path: Path, monkeypatch: Any
+) -> None:
     class Breaks(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs) -> None:
+        def on_substep_end(self, args, state, control, **kwargs) -> None:
             raise KeyboardInterrupt
 
-    trainer = trainer_with(tmp_path, [tfo.GradualUnfreezing(every=1)])
+    monkeypatch.setattr(freezing, "_are_gradients_awaited", lambda training: is_awaited)
+    trainer = trainer_with(tmp_path, [tfo.GradualUnfreezing(every=1)], how)
+    before = num_hooks(trainer.model)
     trainer.add_callback(Breaks)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    trainer.remove_callback(Breaks)
-    moved = Moved()
-    trainer.model.requires_grad_(True)  # for the monitor of this test
-    trainer.add_callback(moved)
+    assert all(parameter.requires_grad for parameter in trainer.model.parameters())
+    assert num_hooks(trainer.model) == before
+
+
+@pytest.mark.parametrize("is_awaited", [False, True])
+def test_a_training_that_begins_again_within_train_is_as_the_first(
+    is_awaited: bool, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Out of memory with `auto_find_batch_size`: the host calls its loop anew."""
+
+    class Fails(TrainerCallback):
+        has_failed = False
+
+        def on_substep_end(self, args, state, control, **kwargs) -> None:
+            if not self.has_failed:
+                self.has_failed = True
+                raise RuntimeError("CUDA out of memory.")
+
+    monkeypatch.setattr(freezing, "_are_gradients_awaited", lambda training: is_awaited)
+    trainer = trainer_with(
+        tmp_path, [tfo.GradualUnfreezing(every=1)], auto_find_batch_size=True, lr=1e-2
+    )
+    fails, moved = Fails(), Moved()
+    trainer.callback_handler.callbacks += [fails, moved]
     trainer.train()
-    assert moved.blocks[-1] == BLOCKS
+    assert fails.has_failed
+    assert moved.blocks[-4:] == [BLOCKS[: number + 1] for number in range(4)]
 
 
 def test_adapters_are_unfrozen_layer_by_layer(tmp_path: Path) -> None:

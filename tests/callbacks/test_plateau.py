@@ -98,6 +98,14 @@ def test_a_second_training_begins_anew(tmp_path: Path) -> None:
     assert trainer.state.global_step == 3
 
 
+def test_an_evaluation_after_training_is_none_of_it(tmp_path: Path) -> None:
+    trainer = run(tmp_path, [5, 6, 6, 6, 6], metric="eval_number", patience=2)
+    told = str(trainer.state.log_history).count("'plateau'")
+    trainer.evaluate()
+    assert told == str(trainer.state.log_history).count("'plateau'") == 1
+    assert "events" not in trainer.state.log_history[-1]
+
+
 @pytest.mark.parametrize(
     ("metric", "values", "match", "step"),
     [

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_tfopt.optimizers import group_clipping
 from hf_tfopt.optimizers.group_clipping import clip_groups, clip_units, clip_values
@@ -147,3 +148,20 @@ def test_nothing_is_read_back_from_a_device() -> None:
     assert clip_units(parameters, [0, None], 0.1, 1e-3).is_meta
     with pytest.raises(RuntimeError, match="meta"):
         norms.tolist()
+
+
+def test_a_model_on_several_devices() -> None:
+    """Tensors that are none: they check that what meets is on one device."""
+    with FakeTensorMode():
+        parameters = [
+            nn.Parameter(torch.ones(shape, device=f"cuda:{number}"))
+            for number in (0, 1)
+            for shape in ((3, 2), (4,))
+        ]
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        gradients = [parameter.grad for parameter in parameters]
+        norms = torch.ones(2, device="cuda:0")
+        assert clip_groups(gradients, [0, 0, 0, 1], norms, norms).shape == (2,)
+        assert clip_values(gradients, 0.1).shape == (4,)
+        assert clip_units(parameters, [0, None, 0, None], 0.1, 1e-3).shape == ()
