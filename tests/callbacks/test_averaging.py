@@ -211,6 +211,89 @@ def test_a_stock_trainer_goes_on_in_its_own_folder(tmp_path: Path) -> None:
     assert_equal(*found)
 
 
+@pytest.mark.parametrize("how", ["tfopt", "stock"])
+def test_an_evaluation_before_the_first_step_of_a_resumed_run_is_of_the_average(
+    how: str, tmp_path: Path
+) -> None:
+    average = tfo.ExponentialAverage(0.3)
+    trainer_with(tmp_path, [tfo.ExponentialAverage(0.3)], **SAVES).train()
+    folder, evaluated = tmp_path / "checkpoint-2", Evaluated()
+    options = {"eval_on_start": True, "eval_strategy": "steps", "eval_steps": 9}
+    if how == "tfopt":
+        trainer = trainer_with(tmp_path / "again", [average], **options)
+    else:
+        args = arguments(tmp_path, max_steps=4, gradient_accumulation_steps=2, **options)
+        data = {"train_dataset": Rows(32), "eval_dataset": Rows(8)}
+        optimizer = tfo.optimizer("adamw", lr=1e-3, weight_decay=0.01)
+        trainer = Trainer(
+            tiny("bert"), args, **data, callbacks=[average], optimizer_cls_and_kwargs=optimizer
+        )
+    trainer.add_callback(evaluated)
+    trainer.train(resume_from_checkpoint=str(folder))
+    model = tfo.load_average(tiny("bert", seed=9), folder)
+    assert_equal([p.detach() for p in model.parameters()], evaluated.weights[2])
+
+
+class Break(TrainerCallback):
+    """Breaks training off in an evaluation, once."""
+
+    def on_prediction_step(self, args, state, control, **kwargs) -> None:
+        if state.global_step == 2 and not hasattr(self, "has_broken"):
+            self.has_broken = True
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("how", ["tfopt", "stock"])
+def test_training_broken_off_in_an_evaluation_leaves_the_weights_that_are_trained(
+    how: str, tmp_path: Path
+) -> None:
+    average = tfo.ExponentialAverage(0.3)
+    if how == "tfopt":
+        trainer = trainer_with(tmp_path, [average], **EVALUATES)
+    else:
+        args = arguments(tmp_path, max_steps=4, **EVALUATES)
+        data = {"train_dataset": Rows(32), "eval_dataset": Rows(8)}
+        trainer = Trainer(tiny("bert"), args, **data, callbacks=[average])
+    trail = Trail()
+    trainer.add_callback(trail)
+    trainer.add_callback(Break())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    if how == "stock":  # which has no end; the next beginning is one
+        average.release()
+    assert_equal([p.detach() for p in trainer.model.parameters()], trail.weights[1])
+    assert not {"eval", "train"} & set(vars(trainer.optimizer.optimizer))
+    trainer.train()
+    assert trainer.state.global_step == 4
+
+
+def test_the_average_is_of_the_checkpoint_that_is_taken(tmp_path: Path) -> None:
+    """Where the arguments name another, of another step; and of another run."""
+    whole = trainer_with(tmp_path / "one", [tfo.ExponentialAverage(0.3)], **SAVES)
+    whole.train()
+    torch.manual_seed(5)
+    other = trainer_with(tmp_path / "two", [tfo.ExponentialAverage(0.3)], **SAVES, seed=5)
+    other.train()
+    shutil.rmtree(tmp_path / "one" / "checkpoint-4")
+    for named in (tmp_path / "two" / "checkpoint-4", tmp_path / "two" / "checkpoint-2"):
+        again = trainer_with(
+            tmp_path / "one", [tfo.ExponentialAverage(0.3)], resume_from_checkpoint=str(named)
+        )
+        again.train(resume_from_checkpoint=True)
+        assert_equal(again.model.state_dict().values(), whole.model.state_dict().values())
+
+
+def test_an_average_that_two_trainers_share_is_in_the_folder_of_the_one_that_trains(
+    tmp_path: Path,
+) -> None:
+    average = tfo.ExponentialAverage(0.3)
+    first = trainer_with(tmp_path / "one", [average], **SAVES)
+    trainer_with(tmp_path / "two", [average], **SAVES)
+    first.train()
+    assert len(list((tmp_path / "one").glob("*/weight_average.safetensors"))) == 2
+    assert not list((tmp_path / "two").glob("*"))
+
+
 def test_an_average_that_is_not_there_is_asked_for(tmp_path: Path) -> None:
     trainer_with(tmp_path, [tfo.ExponentialAverage()], **SAVES).train()
     folder = tmp_path / "checkpoint-2"

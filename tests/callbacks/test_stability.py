@@ -1,5 +1,6 @@
 """StabilityGuard in short trainings with injected faults."""
 
+import copy
 import json
 import logging
 import math
@@ -336,3 +337,101 @@ def test_an_overflow_is_the_loss_scalers_business(
 
 def guard_of(trainer: Any) -> Any:
     return next(c for c in trainer.callback_handler.callbacks if isinstance(c, tfo.StabilityGuard))
+
+
+class Unclipped(TrainerCallback):
+    """Behind the host's clipping, which never acts: the true norm."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
+        squares = [p.grad.square().sum() for p in model.parameters() if p.grad is not None]
+        self.seen.append(math.log(math.sqrt(float(sum(squares)))))
+
+
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_a_gradient_is_judged_without_the_loss_scale(is_joined: bool, tmp_path: Path) -> None:
+    """Whose scale moves on the way."""
+    guard, noted = tfo.StabilityGuard("warn"), Unclipped()
+    args = arguments(tmp_path, max_steps=8, max_grad_norm=100.0)
+    given = [] if is_joined else [guard]
+    trainer = Trainer(tiny("bert"), args, train_dataset=Rows(80), callbacks=[*given, noted])
+    if is_joined:
+        tfo.attach(trainer, callbacks=[guard])
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
+    trainer.accelerator.scaler = scaler
+    trainer.accelerator.unscale_gradients = lambda: scaler.unscale_(trainer.optimizer.optimizer)
+    trainer.train()
+    assert scaler.get_scale() == 4096
+    # scaled by powers of two: the rest is the five digits that are remembered
+    assert guard.remembered["gradient"] == pytest.approx(noted.seen, abs=1e-4)
+
+
+class SpoilAll(TrainerCallback):
+    """Every real update spoils a weight."""
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
+        weight = model.base_model.encoder.layer[0].output.dense.weight
+        if weight.grad is not None:
+            with torch.no_grad():
+                weight[1, 2] = math.nan
+
+
+def test_a_run_whose_every_update_is_spoilt_ends(tmp_path: Path) -> None:
+    guard = tfo.StabilityGuard(snapshot_every=100, patience=3)
+    trainer = trainer_with(tmp_path, [guard], max_steps=40, num_rows=320)
+    trainer.add_callback(SpoilAll())
+    before = weights_of(trainer.model)
+    trainer.train()
+    assert trainer.state.global_step == 6
+    assert "the run ends" in events_of(trainer)[-1]["text"]
+    assert torch.equal(before, weights_of(trainer.model))
+
+
+def test_mendings_far_from_each_other_do_not_end_a_run(tmp_path: Path) -> None:
+    guard = tfo.StabilityGuard(snapshot_every=1, patience=2)
+    trainer = trainer_with(tmp_path, [guard], max_steps=12, num_rows=96)
+    trainer.add_callback(Spoil(2, 5, 8, 11))
+    trainer.train()
+    assert trainer.state.global_step == 12
+    assert len(events_of(trainer)) == 4
+
+
+@pytest.mark.parametrize("action", ["rollback", "skip"])
+def test_schedule_free_goes_back_to_a_snapshot_of_its_average(action: Any, tmp_path: Path) -> None:
+    """Evaluated and kept at the end of an epoch; and the checkpoint's weights are the average."""
+    options = {"max_steps": 8, "num_rows": 16, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    fault = Fault("loss" if action == "rollback" else "weight", math.nan, (5,))
+    found = []
+    for guards in ([], [tfo.StabilityGuard(action, snapshot_every=2)]):
+        trainer = faulty(tmp_path / f"{len(guards)}", guards, fault, **options)
+        trainer.optimizer_cls_and_kwargs = tfo.optimizer("schedule_free", lr=1e-3)
+        trainer.train()
+        saved = tmp_path / f"{len(guards)}" / "checkpoint-4"
+        found.append(weights_of(type(trainer.model).from_pretrained(saved)))
+    assert torch.equal(*found)
+    assert trainer.state.global_step == 8
+    assert weights_of(trainer.model).isfinite().all()
+    assert [event["step"] for event in events_of(trainer)] == [5]
+
+
+def test_a_copy_of_a_trainer_is_guarded_and_the_first_is_left_alone(tmp_path: Path) -> None:
+    first = trainer_with(tmp_path, [tfo.StabilityGuard(), tfo.ExponentialAverage()])
+    before = weights_of(first.model)
+    second = copy.deepcopy(first)
+    second.train()
+    assert torch.equal(before, weights_of(first.model))
+    assert not torch.equal(before, weights_of(second.model))
+    assert guard_of(second).remembered["loss"]
+    assert guard_of(second).is_joined_to(second)
+
+
+def test_a_guard_taken_away_listens_no_more(tmp_path: Path) -> None:
+    guard = tfo.StabilityGuard()
+    trainer = trainer_with(tmp_path, [guard])
+    trainer.train()
+    assert "training_step" not in vars(trainer)
+    trainer.remove_callback(guard)
+    trainer.train()
+    assert not guard._losses
