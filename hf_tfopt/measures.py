@@ -55,7 +55,7 @@ def moments(values: Tensor, is_counted: Tensor | None = None) -> Tensor:
     rows = values.detach().float().reshape(-1, values.shape[-1])
     left_out = None if is_counted is None else ~is_counted.reshape(-1, 1)
     if left_out is None:
-        count = rows.new_tensor(rows.numel())
+        count = rows.new_full((), rows.numel())
     else:
         rows = rows.masked_fill(left_out, 0)
         count = (left_out.numel() - left_out.sum()).float() * rows.shape[1]

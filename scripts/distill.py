@@ -140,7 +140,7 @@ def trainer_of(prepared: Prepared, model: Any, folder: Path, **parts: Any) -> An
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ProgressBar())
-    return tfo.attach(trainer, callbacks=run_callbacks(recipe, model, prepared.tokenizer))
+    return tfo.attach(trainer, callbacks=run_callbacks(recipe))
 
 
 def trained_teacher(prepared: Prepared) -> Any:

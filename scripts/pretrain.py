@@ -126,7 +126,7 @@ def _trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, rows: A
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ProgressBar())
-    return tfo.attach(trainer, callbacks=run_callbacks(recipe, model, tokenizer))
+    return tfo.attach(trainer, callbacks=run_callbacks(recipe))
 
 
 def train(prepared: Prepared) -> dict[str, float]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_tfopt.callbacks.attention_watch import AttentionWatch, SeenAttention
-from hf_tfopt.callbacks.base import Monitor
+from hf_tfopt.callbacks.blocks import side_by_side
 from hf_tfopt.callbacks.layer_modules import (
     counted_in,
     counted_positions,
@@ -17,11 +17,12 @@ from hf_tfopt.callbacks.layer_modules import (
     hidden_states,
     layer_modules,
 )
+from hf_tfopt.callbacks.optional import OptionalMonitor
 from hf_tfopt.callbacks.training import Scalars, Training
 from hf_tfopt.measures import Moments, joined, moments
 
 
-class ActivationMonitor(Monitor):
+class ActivationMonitor(OptionalMonitor):
     """Moments of the states between the blocks, and the largest attention logit of each layer.
 
     Over all micro-batches of a measured step, all positions that are no padding (where the batch
@@ -73,7 +74,12 @@ class ActivationMonitor(Monitor):
                 f"ActivationMonitor finds no layers in {type(training.model).__name__}: lists of "
                 "modules that hold linear maps; leave it out"
             )
-        self._moments, self._logits = {}, {}
+
+    def release(self) -> None:
+        """Nothing is measured, and nothing of the model is held."""
+        super().release()
+        self._layers, self._watch = {}, None
+        self._begun, self._moments, self._logits = set(), {}, {}
 
     def watch(self, training: Training) -> None:
         """Hooks on the model, to know when it runs for the training, and on each layer."""
@@ -135,6 +141,7 @@ class ActivationMonitor(Monitor):
         if states is None or not states.numel() or self._counted is None:
             return
         counted = counted_in(self._counted, label, tuple(states.shape[:-1]))
+        counted = None if counted is None else counted.to(states.device)
         with torch.autocast(states.device.type, enabled=False):
             self._moments.setdefault(block, []).append(moments(states, counted))
 
@@ -147,7 +154,9 @@ class ActivationMonitor(Monitor):
                 logits = logits.masked_fill_(~counted[:, None, :, None], -math.inf)
             largest = logits.amax()
             before = self._logits.get(label)
-            self._logits[label] = largest if before is None else torch.maximum(before, largest)
+            if before is not None:
+                largest = torch.maximum(before, largest)
+            self._logits[label] = largest
 
 
 def _check(training: Training) -> None:
@@ -168,7 +177,7 @@ def _read(found: dict[str, list[Tensor]]) -> dict[str, Moments]:
     """The moments of each block, of all micro-batches together; read back at once."""
     if not found:
         return {}
-    rows = torch.stack([row for parts in found.values() for row in parts]).tolist()
+    rows = side_by_side([row for parts in found.values() for row in parts]).tolist()
     read: dict[str, Moments] = {}
     for block, parts in found.items():
         own, rows = rows[: len(parts)], rows[len(parts) :]

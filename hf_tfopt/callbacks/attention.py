@@ -1,30 +1,33 @@
 """How concentrated the attention of each layer and head is, under any implementation."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from hf_tfopt.callbacks.attention_probe import first_examples, probe
 from hf_tfopt.callbacks.attention_watch import SeenAttention
-from hf_tfopt.callbacks.base import Monitor
 from hf_tfopt.callbacks.layer_modules import (
     counted_in,
     counted_positions,
     layer_modules,
     padding_of,
 )
+from hf_tfopt.callbacks.optional import OptionalMonitor
 from hf_tfopt.callbacks.training import Scalars, Training
 from hf_tfopt.measures import AttentionSums, attention_sums
 
 # A layer must have been this far above the threshold before it can collapse: no alarm for one that
 # was low from the start, and no second one while it wavers about the threshold.
 _RECOVERED = 1.5
+_OWN_WAY = "it computes attention in a way of its own"
 
 
-class AttentionMonitor(Monitor):
+class AttentionMonitor(OptionalMonitor):
     """The entropy of attention by layer and head, measured beside the training on a few examples.
 
     After a measured step the model sees a probe batch once more in evaluation mode, without
@@ -34,8 +37,10 @@ class AttentionMonitor(Monitor):
 
     Of a query that looks at n keys with weights p, the entropy -sum(p log p) / log(n) is 1 where it
     looks at all alike, 0 where at one alone. Padded keys are not seen; padded queries, and those
-    with one key to see, do not count. When the mean of a layer falls below `collapse`, it is told
-    once, as an event "attention collapse"; again only after the layer has risen to 1.5 times that.
+    with one key to see, do not count. When the mean of a layer over all processes falls below
+    `collapse`, it is told once, as an event "attention collapse"; again only after the layer has
+    risen to 1.5 times that. Where a measured step shows no attention, or the model fails on its
+    examples, the monitor is switched off with a warning.
 
     | name | what |
     |---|---|
@@ -48,7 +53,7 @@ class AttentionMonitor(Monitor):
     processes each measures its own examples; what is logged is the first one's.
 
     Cost per measured step: a forward pass of `num_examples` without the output embedding, its
-    attention computed twice, and one read-back of the layers' numbers.
+    attention computed twice, a sum of the layers' numbers over the processes, and two read-backs.
 
     Args:
         every: the number of steps from one measured step to the next; None: the logged steps.
@@ -97,7 +102,6 @@ class AttentionMonitor(Monitor):
     def begin(self, training: Training) -> None:
         """Find the layers, and look whether their attention is seen."""
         self._layers = layer_modules(training.model)
-        self._batch, self._found = None, {}
         self.remembered.setdefault("watched", [])
         example = self.probe
         if example is None and _is_simple(training):
@@ -113,7 +117,12 @@ class AttentionMonitor(Monitor):
                 raise
             return  # a model that takes other inputs: the first measured step tells
         if not found:
-            self._refuse(training.model, "it computes attention in a way of its own")
+            self._refuse(training.model, _OWN_WAY)
+
+    def release(self) -> None:
+        """Nothing is measured, and nothing of the model is held."""
+        super().release()
+        self._layers, self._batch, self._found = {}, None, {}
 
     def watch(self, training: Training) -> None:
         """Keep the first examples that the model is given."""
@@ -130,14 +139,52 @@ class AttentionMonitor(Monitor):
     def measure(self, training: Training) -> None:
         """Run the probe, and tell of layers that have collapsed."""
         batch, self._batch = self._batch, None
-        if batch is None:
-            return
-        sums = self._measured(training, batch)
-        if not sums:
-            self._refuse(training.model, "it computes attention in a way of its own")
-        self._found = _read(sums)
-        if self.collapse is not None:
-            self._alarm(training, self.collapse)
+        sums: dict[str, AttentionSums] = {}
+        failure: Exception | None = None
+        try:
+            sums = {} if batch is None else self._measured(training, batch)
+        except Exception as error:  # whatever a model makes of a part of its batch
+            failure = error
+        num_probed, num_failed, entropies = self._of_all(training, sums, batch, failure)
+        if num_failed:
+            reason = (
+                "another process" if failure is None else f"{type(failure).__name__}: {failure}"
+            )
+            self.switch_off(training, f"the model fails on the first examples alone ({reason})")
+        elif num_probed and not entropies:
+            self.switch_off(training, _unseen(training.model, _OWN_WAY))
+        else:
+            self._found = _read(sums)
+            if self.collapse is not None:
+                self._alarm(training, entropies, self.collapse)
+
+    def _of_all(
+        self,
+        training: Training,
+        sums: Mapping[str, AttentionSums],
+        batch: Any,
+        failure: Exception | None,
+    ) -> tuple[float, float, dict[str, float]]:
+        """How many processes have probed, how many failed, and the layers' mean entropies.
+
+        On all of them the same, so that all remember and leave off the same.
+        """
+        labels = [name for label in self._layers for name in (label, f"{label}.cross")]
+        table = torch.zeros(len(labels) + 1, 3, device=training.args.device)
+        table[-1, 0].fill_(batch is not None)
+        table[-1, 1].fill_(failure is not None)
+        for row, label in zip(table, labels, strict=False):
+            if label in sums:
+                row[0], row[1] = sums[label].entropy.sum(), sums[label].number.sum()
+                row[2].fill_(1)
+        summed: Any = reduce(table, "sum")
+        *layers, (num_probed, num_failed, _) = summed.tolist()
+        entropies = {
+            label: entropy / number if number else math.nan
+            for label, (entropy, number, is_seen) in zip(labels, layers, strict=True)
+            if is_seen
+        }
+        return num_probed, num_failed, entropies
 
     def scalars(self, training: Training) -> Scalars:
         """The numbers of the last measured step."""
@@ -158,8 +205,7 @@ class AttentionMonitor(Monitor):
 
         def see(seen: SeenAttention) -> None:
             for logits, own in seen.counted(counted_in(counted, seen.layer, seen.shape)):
-                mask = None if own is None else own.to(logits.device)
-                part = attention_sums(logits, mask)
+                part = attention_sums(logits, own)
                 before = sums.get(seen.layer)
                 both = part if before is None else map(torch.add, before, part)
                 sums[seen.layer] = AttentionSums(*both)
@@ -167,11 +213,10 @@ class AttentionMonitor(Monitor):
         probe(training.model, batch, self._layers, see, is_whole=not _is_simple(training))
         return sums
 
-    def _alarm(self, training: Training, threshold: float) -> None:
+    def _alarm(self, training: Training, entropies: Mapping[str, float], threshold: float) -> None:
         """Tell of each layer that was above the threshold and now is below."""
         watched = set(self.remembered["watched"])
-        for layer, (entropies, _) in self._found.items():
-            entropy = _mean(entropies)
+        for layer, entropy in entropies.items():
             if entropy >= threshold * _RECOVERED:
                 watched.add(layer)
             elif entropy < threshold and layer in watched:
@@ -183,11 +228,15 @@ class AttentionMonitor(Monitor):
         self.remembered["watched"] = sorted(watched)
 
     def _refuse(self, model: Any, reason: str) -> None:
-        raise ValueError(
-            f"AttentionMonitor: the attention of {type(model).__name__} is not seen: {reason}; "
-            "leave the monitor out, or take an attention that ends in torch's "
-            "scaled_dot_product_attention or in a softmax over [batch, heads, queries, keys]"
-        )
+        raise ValueError(f"AttentionMonitor: {_unseen(model, reason)}; or leave the monitor out")
+
+
+def _unseen(model: Any, reason: str) -> str:
+    return (
+        f"the attention of {type(model).__name__} is not seen: {reason}; take an attention that "
+        "ends in torch's scaled_dot_product_attention or in a softmax over [batch, heads, queries, "
+        "keys]"
+    )
 
 
 def _has_tensors(batch: Any) -> bool:
@@ -210,9 +259,12 @@ def _example_for(model: Any) -> dict[str, Any] | None:
 
 def _read(sums: dict[str, AttentionSums]) -> dict[str, list[list[float]]]:
     """Means over the queries, by layer: of the entropies and of the maxima of the heads."""
+    if not sums:
+        return {}
     rows = [
         torch.stack([s.entropy / s.number, s.maximum / s.number, s.number]) for s in sums.values()
     ]
+    rows = [row.to(rows[0].device) for row in rows]
     sizes = [row.shape[1] for row in rows]
     flat: list[list[float]] = torch.cat(rows, dim=1).tolist()
     found: dict[str, list[list[float]]] = {}

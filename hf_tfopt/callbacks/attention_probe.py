@@ -30,8 +30,8 @@ def probe(
 ) -> None:
     """Run a model on a batch in evaluation mode, and tell of the attention in its layers.
 
-    Without gradients, without the last step to the vocabulary, and without a trace: each module's
-    training flag, the random state, and the attention implementation are as they were.
+    Without gradients, without the last step to the vocabulary, and without a trace: weights, each
+    module's training flag, the random state, and the attention implementation are as they were.
 
     Args:
         model: without the wrappers of DDP and compilation; autocast as the host has prepared it.
@@ -60,8 +60,12 @@ def probe(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Generator[None]:
-    """For its length, every module is in evaluation mode; then each is as it was."""
-    flags = [(module, module.training) for module in model.modules()]
+    """For its length, every module is in evaluation mode; then each is as it was.
+
+    But those with packed weights, which no mode changes: bitsandbytes packs them anew on a CPU when
+    they first run in evaluation mode.
+    """
+    flags = [(module, module.training) for module in model.modules() if not _is_packed(module)]
     try:
         for module, _ in flags:
             module.training = False
@@ -69,6 +73,10 @@ def evaluating(model: nn.Module) -> Generator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+def _is_packed(module: nn.Module) -> bool:
+    return not all(p.is_floating_point() for p in module.parameters(recurse=False))
 
 
 @contextmanager

@@ -43,7 +43,8 @@ class SeenAttention:
         """The logits, each part with its own of a mask [batch, queries]."""
         for row, query, logits in self.parts:
             end = row + logits.shape[0], query + logits.shape[2]
-            yield logits, None if mask is None else mask[row : end[0], query : end[1]]
+            own = None if mask is None else mask[row : end[0], query : end[1]]
+            yield logits, None if own is None else own.to(logits.device)
 
 
 class AttentionWatch(TorchFunctionMode):

@@ -1,7 +1,7 @@
 """The parameters of a model by block (embeddings, each layer, head) and by role (attention ...)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ class Groups:
     names: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...]
     members: tuple[int, ...]
+    _indices: dict[torch.device, Tensor] = field(
+        default_factory=lambda: {}, init=False, repr=False, compare=False
+    )
 
     def norms(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """‖·‖ of each group as one vector: [groups] in fp32, on one device; nothing is read back.
@@ -34,12 +37,25 @@ class Groups:
         Args:
             tensors: one for each parameter; None counts as 0.
         """
-        given = [number for number, tensor in enumerate(tensors) if tensor is not None]
         found = [tensor for tensor in tensors if tensor is not None]
         if not found:
             return torch.zeros(len(self.names))
-        squares = _squares(found, [self.members[number] for number in given], len(self.names))
+        squares = _squares_on_cpu(tensors, self.members, len(self.names))
+        if squares is None:
+            device = local(found[0]).device
+            none = torch.zeros((), device=device)
+            given = [none if tensor is None else tensor for tensor in tensors]
+            norms = side_by_side([norm(local(tensor)) for tensor in given]).float()
+            norms = whole_norms(norms.unsqueeze(0), given).squeeze(0)
+            squares = torch.zeros(len(self.names), device=device)
+            squares.index_add_(0, self._index(device), norms.square())
         return squares.sqrt()
+
+    def _index(self, device: torch.device) -> Tensor:
+        """The members on a device: copied there once, for which the host has to wait."""
+        if device not in self._indices:
+            self._indices[device] = torch.tensor(self.members).to(device)
+        return self._indices[device]
 
     def gradients(self) -> list[Tensor | None]:
         """The gradient of each parameter."""
@@ -102,21 +118,20 @@ def grouped(model: nn.Module, group_of: Mapping[str, str], order: Iterable[str])
     )
 
 
-def _squares(tensors: list[Tensor], members: list[int], num_groups: int) -> Tensor:
-    """The sum of the squares of each group [groups]."""
-    plain = _squares_on_cpu(tensors, members, num_groups)
-    if plain is not None:
-        return plain
-    norms = torch.stack([norm(local(tensor)) for tensor in tensors]).float()
-    norms = whole_norms(norms.unsqueeze(0), tensors)[0]
-    index = torch.tensor(members, device=norms.device)
-    return torch.zeros(num_groups, device=norms.device).index_add(0, index, norms.square())
+def side_by_side(numbers: Sequence[Tensor]) -> Tensor:
+    """`torch.stack`, on the first one's device: a model may lie on several."""
+    device = numbers[0].device
+    return torch.stack([number.to(device) for number in numbers])
 
 
-def _squares_on_cpu(tensors: list[Tensor], members: list[int], num_groups: int) -> Tensor | None:
+def _squares_on_cpu(
+    tensors: Sequence[Tensor | None], members: Sequence[int], num_groups: int
+) -> Tensor | None:
+    """The sum of the squares of each group [groups]; None, where they are not all plain."""
     sums: list[float] = []
     for group in range(num_groups):
-        own = [t for t, member in zip(tensors, members, strict=True) if member == group]
+        pairs = zip(tensors, members, strict=True)
+        own = [t for t, member in pairs if member == group and t is not None]
         total = sum_of_squares(own) if own else 0.0
         if total is None:
             return None

@@ -60,10 +60,14 @@ class GradientFlow(ReadingMonitor):
         self._before: list[Tensor] = []
         self._vectors: dict[str, Tensor] = {}
 
+    def release(self) -> None:
+        """Nothing is measured, and nothing of the model is held."""
+        super().release()
+        self._groups, self._before, self._vectors = None, [], {}
+
     def begin(self, training: Training) -> None:
         """Go on counting where it was."""
         super().begin(training)
-        self._groups, self._before, self._vectors = None, [], {}
         self.remembered.setdefault("num_quiet", {})
         self.remembered.setdefault("told", {"vanishing": [], "dead": []})
 

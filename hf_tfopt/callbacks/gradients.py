@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_tfopt.callbacks.blocks import Groups, by_block, by_role
-from hf_tfopt.callbacks.readings import Numbers, ReadingMonitor, fitting, hear_norms
+from hf_tfopt.callbacks.readings import Numbers, ReadingMonitor, fitting
 from hf_tfopt.callbacks.training import Scalars, Training
 from hf_tfopt.optimizers.sharding import whole
 
@@ -33,7 +34,7 @@ class GradientMonitor(ReadingMonitor):
     | `clip_share` | the share of the steps measured since the last log that the host clipped |
 
     Costs one pass over the gradients in a measured step, and a second one only where something has
-    changed them after the host's clipping.
+    changed them after the host's clipping, or may have: sharded ones do not tell.
 
     Args:
         every: the number of steps from one measured step to the next; None: the steps whose loss
@@ -55,17 +56,17 @@ class GradientMonitor(ReadingMonitor):
         self._heard: Tensor | float | None = None
         self._logged: float | None = None
 
-    def join(self, trainer: Any) -> None:
+    def begin(self, training: Training) -> None:
         """Hear of the norms before clipping."""
-        super().join(trainer)
-        hear_norms(trainer, self._hear)
+        super().begin(training)
+        self.hear_norms(self._hear)
 
     def _hear(self, norm: Tensor | float | None) -> None:
         self._heard = norm if self._is_due else None
 
-    def begin(self, training: Training) -> None:
-        """Nothing is measured yet."""
-        super().begin(training)
+    def release(self) -> None:
+        """Nothing is measured, and nothing of the model is held."""
+        super().release()
         self._groups = self._norms = self._heard = self._logged = None
         self._versions = []
 
@@ -176,8 +177,11 @@ def versions(tensors: Sequence[Tensor | None]) -> list[tuple[Tensor | None, int]
 def are_same(
     earlier: list[tuple[Tensor | None, int]], later: list[tuple[Tensor | None, int]]
 ) -> bool:
-    """Whether the same tensors have not been written to in between."""
+    """Whether the same tensors have not been written to in between.
+
+    A DTensor does not count what is written to its shard, or by torch's functions of lists: False.
+    """
     return all(
-        old is new and old_version == new_version
+        old is new and old_version == new_version and not isinstance(new, DTensor)
         for (old, old_version), (new, new_version) in zip(earlier, later, strict=True)
     )

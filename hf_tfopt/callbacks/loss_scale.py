@@ -30,6 +30,11 @@ class LossScaleMonitor(ReadingMonitor):
         super().__init__(every=1)
         self._before: Tensor | None = None
 
+    def release(self) -> None:
+        """Nothing is measured."""
+        super().release()
+        self._before = None
+
     def begin(self, training: Training) -> None:
         """Count from where it was."""
         super().begin(training)

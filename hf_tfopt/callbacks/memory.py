@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from hf_tfopt.callbacks.base import Monitor
-from hf_tfopt.callbacks.taps import Tap
 from hf_tfopt.callbacks.tensor_bytes import (
     MIB,
     gradients_of,
@@ -38,7 +37,10 @@ class MemoryMonitor(Monitor):
     when a backward pass begins than when its micro-batch began. On a CPU, which does not tell what
     is allocated, they are the storages that autograd has saved, without the parameters' own, and
     without those that hooks of the model's own put elsewhere. They need `attach` or `TfoptTrainer`.
-    The CPU's peak is that of the process since it began, with all its libraries.
+    The CPU's peak is that of the process since it began, with all its libraries. A GPU's is reset
+    at each log (`torch.cuda.reset_peak_memory_stats`), unless `skip_memory_metrics=False`, where
+    the host reads it. Peaks have in them what monitors hold for a while: `GradientFlow` a copy of
+    the trained weights, `ActivationMonitor` up to 64 MiB.
     DeepSpeed and FSDP1 hide some of the gradients and of the state, which are then missing here.
 
     Costs, in measured steps, a look at every parameter, and on a CPU at every tensor that is saved.
@@ -54,28 +56,26 @@ class MemoryMonitor(Monitor):
 
     def __init__(self, every: int | None = None):
         super().__init__(every)
-        self._trainer: Any = None
-        self._taps: list[Tap] = []
+        self._found: dict[str, float] = {}
+        self._activations: int | None = None
+        self._saved: SavedBytes | AllocatedBytes | None = None
+        self._device = torch.device("cpu")
+        self._may_reset = False
 
-    def join(self, trainer: Any) -> None:
-        """Know where forward and backward passes begin."""
-        super().join(trainer)
-        self._trainer = trainer
+    def release(self) -> None:
+        """Nothing is measured."""
+        super().release()
+        self._found, self._activations, self._saved = {}, None, None
 
     def begin(self, training: Training) -> None:
         """Listen to forward and backward passes."""
-        self._leave()
-        self._found: dict[str, float] = {}
-        self._activations: int | None = None
         self._device = training.args.device
         # the host's own report reads the peak at the end of training
         self._may_reset = training.args.skip_memory_metrics
-        self._saved: SavedBytes | AllocatedBytes | None = None
-        if self._trainer is not None and self._device.type in ("cpu", "cuda"):
-            self._taps = [
-                Tap(self._trainer, "training_step", within=self._micro_batch),
-                Tap(self._trainer.accelerator, "backward", self._before, self._after),
-            ]
+        trainer = self.trainer
+        if trainer is not None and self._device.type in ("cpu", "cuda"):
+            self.listen(trainer, "training_step", within=self._micro_batch)
+            self.listen(trainer.accelerator, "backward", before=self._before, after=self._after)
 
     def measure_gradients(self, training: Training) -> None:
         """All gradients are there."""
@@ -85,11 +85,6 @@ class MemoryMonitor(Monitor):
     def measure_update(self, training: Training) -> None:
         """The first update has made the state."""
         self._found["memory/optimizer"] = num_bytes(state_of(training.optimizer)) / MIB
-
-    def ended(self, training: Training) -> None:
-        """Listen no more."""
-        super().ended(training)
-        self._leave()
 
     def scalars(self, training: Training) -> Scalars:
         """As of the last measured step; the largest of what varies."""
@@ -106,7 +101,7 @@ class MemoryMonitor(Monitor):
             yield
             return
         is_on_gpu = self._device.type == "cuda"
-        saved = AllocatedBytes(self._device) if is_on_gpu else SavedBytes(self._trainer.model)
+        saved = AllocatedBytes(self._device) if is_on_gpu else SavedBytes(self.trainer.model)
         self._saved = saved
         with saved:
             yield
@@ -119,10 +114,6 @@ class MemoryMonitor(Monitor):
     def _after(self, result: Any) -> None:
         if self._saved is not None:  # an objective may make another pass
             self._saved.restart()
-
-    def _leave(self) -> None:
-        while self._taps:
-            self._taps.pop().remove()
 
 
 class SavedBytes(saved_tensors_hooks):

@@ -1,16 +1,18 @@
 """The floating-point operations that training a model needs, and what a device could do at best."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from hf_tfopt.losses.reduction import IGNORE_INDEX
 
-# Dense matrix products in 16 bits, FLOP/s, as the makers' data sheets have them. The first name
-# that is in the device's own counts.
+# Dense matrix products in 16 bits, FLOP/s, as the makers' data sheets have them. The first whose
+# words are in the device's name counts.
 PEAK_FLOPS = {
     "B200": 2250e12,
     "H200": 989.5e12,
@@ -40,37 +42,50 @@ def peak_flops_of(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+    return next((peak for known, peak in PEAK_FLOPS.items() if _has_words(name, known)), None)
+
+
+def _has_words(name: str, words: str) -> bool:
+    return re.search(rf"\b{re.escape(words)}\b", name) is not None  # an A4000 is no A40
 
 
 def token_counts(batch: Mapping[str, Any], main_input: str) -> Tensor | None:
     """[tokens, places, squared lengths, labels] of a batch, int64; nothing is read back.
 
     Padding is what `attention_mask` leaves out; without one every place is a token. The lengths
-    are those of the rows, or of the examples between `cu_seq_lens_q`.
+    are those of the rows, or of the examples between `cu_seq_lens_q`. None for pictures and sound,
+    whose places are no tokens.
 
     Args:
         batch: of a collator.
-        main_input: the name of the model's input, [rows, places, ...].
+        main_input: the name of the model's input, integers [..., places].
     """
     given = batch.get(main_input)
-    if not isinstance(given, Tensor) or given.ndim < 2:
+    if not isinstance(given, Tensor) or given.ndim < 2 or given.is_floating_point():
         return None
-    places = given.shape[0] * given.shape[1]
+    places = given.numel()
     labels = batch.get("labels")
     num_labels = labels.ne(IGNORE_INDEX).sum() if isinstance(labels, Tensor) else places
     lengths = _lengths(batch, given)
     numbers = (lengths.sum(), places, lengths.square().sum(), num_labels)
-    return torch.stack([torch.as_tensor(n, device=given.device).long() for n in numbers])
+    return torch.stack([_on(given.device, number).long() for number in numbers])
+
+
+def _on(device: torch.device, number: Tensor | int) -> Tensor:
+    # `as_tensor` would copy an integer, and wait for it
+    return (
+        number.to(device) if isinstance(number, Tensor) else torch.full((), number, device=device)
+    )
 
 
 def _lengths(batch: Mapping[str, Any], given: Tensor) -> Tensor:
     bounds, mask = batch.get("cu_seq_lens_q"), batch.get("attention_mask")
     if isinstance(bounds, Tensor):
         return bounds.diff().long()
-    if isinstance(mask, Tensor) and mask.shape == given.shape[:2]:
-        return mask.ne(0).sum(dim=1)
-    return torch.full(given.shape[:1], given.shape[1], device=given.device)
+    if isinstance(mask, Tensor) and mask.shape == given.shape:
+        return mask.ne(0).sum(dim=-1).flatten()
+    num_places = max(1, given.shape[-1])
+    return torch.full((given.numel() // num_places,), num_places, device=given.device)
 
 
 @dataclass(frozen=True)
@@ -101,14 +116,14 @@ def model_flops(model: Any) -> ModelFlops | None:
 
     Returns:
         None for a model that is not counted so: an encoder-decoder, whose tokens pass half of it
-        each, experts, layers that share their weights, or one without a `config` that tells its
-        layers.
+        each, experts, layers that share their weights, quantised weights, which are packed, or one
+        without a `config` that tells its layers.
 
     Paper: Chowdhery et al. 2022, "PaLM" (https://arxiv.org/abs/2204.02311), appendix B, where all
     weights are trained and every token has a label.
     """
     config: Any = getattr(model, "config", None)
-    if config is None or getattr(config, "is_encoder_decoder", False):
+    if not isinstance(config, PretrainedConfig) or config.is_encoder_decoder:
         return None
     text = config.get_text_config()
     heads, layers, width = (
@@ -116,7 +131,9 @@ def model_flops(model: Any) -> ModelFlops | None:
         for name in ("num_attention_heads", "num_hidden_layers", "hidden_size")
     )
     is_uneven = any(getattr(text, name, None) for name in _UNEVEN)
-    if is_uneven or not (isinstance(heads, int) and layers and width):
+    is_packed = getattr(config, "quantization_config", None) is not None
+    is_packed = is_packed or not all(p.is_floating_point() for p in model.parameters())
+    if is_uneven or is_packed or not (isinstance(heads, int) and layers and width):
         return None
     inner = heads * (getattr(text, "head_dim", None) or width // heads)
     head = _head_weight(model)

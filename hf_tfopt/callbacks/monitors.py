@@ -15,9 +15,9 @@ from hf_tfopt.callbacks.weights import WeightMonitor
 def monitors(every: int | None = None) -> list[Monitor]:
     """All monitors, new ones, but `NoiseScale`: it needs several micro-batches or processes.
 
-    `tfo.attach(trainer, callbacks=tfo.monitors())` is bit-equal to training without them. Leave out
-    what your model or engine does not have: `AttentionMonitor` refuses models whose attention it
-    cannot see, and the monitors of gradients refuse DeepSpeed.
+    `tfo.attach(trainer, callbacks=tfo.monitors())` is bit-equal to training without them. One that
+    cannot watch this model or engine (attention that is not seen, gradients under DeepSpeed) is
+    switched off with a warning; made by its own name it refuses such a training.
 
     Args:
         every: steps from one measured step to the next, at least 1; None: the steps whose loss is
@@ -28,11 +28,11 @@ def monitors(every: int | None = None) -> list[Monitor]:
     """
     return [
         GroupRates(),
-        GradientMonitor(every),
-        GradientFlow(every),
-        WeightMonitor(every),
-        ActivationMonitor(every),
-        AttentionMonitor(every),
+        GradientMonitor(every).where_possible(),
+        GradientFlow(every).where_possible(),
+        WeightMonitor(every).where_possible(),
+        ActivationMonitor(every).where_possible(),
+        AttentionMonitor(every).where_possible(),
         MemoryMonitor(every),
         ThroughputMonitor(),
         LossScaleMonitor(),

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_tfopt.callbacks.readings import Numbers, ReadingMonitor, hear_norms
+from hf_tfopt.callbacks.blocks import side_by_side
+from hf_tfopt.callbacks.readings import Numbers, ReadingMonitor
 from hf_tfopt.callbacks.training import Scalars, Training
 from hf_tfopt.optimizers.kernels import sum_of_squares
 from hf_tfopt.optimizers.sharding import local, norm, whole, whole_norms
@@ -83,7 +84,6 @@ class NoiseScale(ReadingMonitor):
         if not 0 <= decay < 1:
             raise ValueError(f"decay is {decay}, a share; it must be in [0, 1)")
         self.decay = decay
-        self._num_replicas: int | None = None
         self._split = Split(1, 2, False)
         self._heard: Tensor | float | None = None
         self._small: Tensor | None = None
@@ -91,26 +91,29 @@ class NoiseScale(ReadingMonitor):
         self._num_parts = 0
         self._is_even = False
 
-    def join(self, trainer: Any) -> None:
-        """Hear of the norm before clipping."""
-        super().join(trainer)
-        self._num_replicas = trainer.accelerator.num_processes // trainer.get_tp_size()
-        hear_norms(trainer, self._hear)
-
     def _hear(self, found: Tensor | float | None) -> None:
         self._heard = found if self._is_due else None
 
+    def release(self) -> None:
+        """Nothing is measured, and nothing of the model is held."""
+        super().release()
+        self._heard, self._small, self._norms = None, None, {}
+
     def begin(self, training: Training) -> None:
-        """Find the part of a batch that can be seen alone."""
+        """Find the part of a batch that can be seen alone; hear of the norm before clipping."""
         super().begin(training)
-        if not self.is_joined and training.args.max_grad_norm > 0:
+        trainer = self.trainer
+        if trainer is None and training.args.max_grad_norm > 0:
             raise ValueError(
                 "NoiseScale needs the gradient's norm before clipping, which a stock Trainer tells "
                 "no callback: use tfo.attach(trainer, callbacks=[...]), or max_grad_norm=0"
             )
-        self._split = split_of(training, self._num_replicas or training.args.world_size)
+        num_replicas = training.args.world_size
+        if trainer is not None:
+            num_replicas = trainer.accelerator.num_processes // trainer.get_tp_size()
+        self._split = split_of(training, num_replicas)
         self._is_even = is_even(training, self._split)
-        self._heard, self._small, self._norms = None, None, {}
+        self.hear_norms(self._hear)
         for name in ("signal", "variance", "weight"):
             self.remembered.setdefault(name, 0.0)
 
@@ -139,7 +142,7 @@ class NoiseScale(ReadingMonitor):
         """Compare the part with the whole."""
         small, large = self._small, self._heard
         if self._norms:
-            small = torch.linalg.vector_norm(torch.stack(list(self._norms.values())))
+            small = torch.linalg.vector_norm(side_by_side(list(self._norms.values())))
         self._small, self._heard, self._norms = None, None, {}
         num_parts = training.args.gradient_accumulation_steps
         is_short = bool(GradientState().end_of_dataloader) and not self._is_even
@@ -205,7 +208,8 @@ def split_of(training: Training, num_processes: int) -> Split:
             "training is the same)"
         )
     is_local = num_processes > 1 and not (is_synced and num_parts > 1)
-    size = training.args.train_batch_size
+    # what `auto_find_batch_size` has come to is in the state alone
+    size = training.state.train_batch_size or training.args.train_batch_size
     large = size * num_parts * num_processes
     return Split(size if is_local else large // num_parts, large, is_local)
 
@@ -223,7 +227,7 @@ def _length(tensors: Sequence[Tensor]) -> Tensor:
     squares = sum_of_squares(tensors) if tensors else 0.0
     if squares is not None:
         return torch.tensor(math.sqrt(squares))
-    norms = torch.stack([norm(local(tensor)) for tensor in tensors])
+    norms = side_by_side([norm(local(tensor)) for tensor in tensors])
     return torch.linalg.vector_norm(whole_norms(norms.unsqueeze(0), tensors))
 
 

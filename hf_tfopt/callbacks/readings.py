@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_tfopt.callbacks.base import Monitor
 from hf_tfopt.callbacks.blocks import Groups
+from hf_tfopt.callbacks.optional import OptionalMonitor
 from hf_tfopt.callbacks.training import Scalars, Training, training_of
 
+# Private in the host (5.23, trainer.py:2781), which calls it in every step; a test watches it.
+NORM_BEFORE_CLIPPING = "_get_grad_norm"
 # Read back: the numbers of each vector, by its name.
 Numbers = Mapping[str, Sequence[float]]
 
@@ -24,7 +26,7 @@ class Reading(NamedTuple):
     vectors: Mapping[str, Tensor]
 
 
-class ReadingMonitor(Monitor):
+class ReadingMonitor(OptionalMonitor):
     """Takes vectors in the measured steps, and reads all of them back together.
 
     `read` gets them as plain numbers, step by step, before a log, before a checkpoint and at the
@@ -44,9 +46,18 @@ class ReadingMonitor(Monitor):
         """What to log of all that was read since the last log."""
         raise NotImplementedError
 
-    def begin(self, training: Training) -> None:
-        """Nothing is taken yet."""
+    def release(self) -> None:
+        """Nothing is taken."""
+        super().release()
         self._taken = []
+
+    def hear_norms(self, hear: Callable[[Tensor | float | None], None]) -> None:
+        """In `begin`: be told the gradients' norm before clipping, in every step.
+
+        The host hands it to no callback; under a stock Trainer it is not heard.
+        """
+        if self.trainer is not None:
+            self.listen(self.trainer, NORM_BEFORE_CLIPPING, after=hear)
 
     def take(
         self, training: Training, names: Sequence[str], vectors: Mapping[str, Tensor | float]
@@ -95,18 +106,3 @@ def fitting(groups: Groups | None, model: nn.Module, make: Callable[[nn.Module],
     if groups is None or list(map(id, trained)) != list(map(id, groups.parameters)):
         return make(model)
     return groups
-
-
-def hear_norms(trainer: Any, hear: Callable[[Tensor | float | None], None]) -> None:
-    """Tell the gradients' norm before clipping, in every step of this trainer.
-
-    The host hands it to no callback (private, 5.23, trainer.py:2781).
-    """
-    get_norm = trainer._get_grad_norm
-
-    def get_norm_aloud(model: Any, grad_norm: Any = None) -> Any:
-        found = get_norm(model, grad_norm=grad_norm)
-        hear(found)
-        return found
-
-    trainer._get_grad_norm = get_norm_aloud

@@ -99,6 +99,7 @@ class StepClock:
         self._laps: list[tuple[str, Any]] = []
         self._start: Any = stamps.now()
         self._waiting: deque[tuple[Any, list[tuple[str, Any]]]] = deque()
+        self._finished = Times()
 
     @property
     def is_warm(self) -> bool:
@@ -120,14 +121,18 @@ class StepClock:
             self._num_left -= 1
             self._start = self.stamps.now()
         self._laps = []
+        self._add_finished()
 
     def collect(self) -> Times:
         """The times of the steps that the device has finished since the last call."""
-        found = Times()
+        self._add_finished()
+        found, self._finished = self._finished, Times()
+        return found
+
+    def _add_finished(self) -> None:
         while self._waiting and self._is_finished(self._waiting[0][1]):
             start, laps = self._waiting.popleft()
-            found.add(self._times(start, laps))
-        return found
+            self._finished.add(self._times(start, laps))
 
     def _is_finished(self, laps: list[tuple[str, Any]]) -> bool:
         return not laps or self.stamps.is_known(laps[-1][1])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from inspect import getattr_static
 from typing import Any
 
 Before = Callable[[Sequence[Any]], None]
@@ -64,7 +65,7 @@ class _Tapped:
             for tap in self.taps:
                 if tap.within is not None:
                     contexts.enter_context(tap.within())
-            result = self._original(*args, **kwargs)
+            result = self._current()(*args, **kwargs)
         for tap in tuple(self.taps):
             if tap.change is not None:
                 result = tap.change(result)
@@ -72,6 +73,14 @@ class _Tapped:
             if tap.after is not None:
                 tap.after(result)
         return result
+
+    def _current(self) -> Any:
+        """The object's own, or its class's as it is now, which somebody may have replaced."""
+        kind = type(self._owner)
+        found = getattr_static(kind, self._name, None)
+        if self._replaced is not None or not hasattr(found, "__get__"):
+            return self._original
+        return found.__get__(self._owner, kind)
 
     def leave(self, tap: Tap) -> None:
         if tap in self.taps:

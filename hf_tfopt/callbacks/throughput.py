@@ -9,8 +9,14 @@ from torch import Tensor
 
 from hf_tfopt.callbacks.base import Monitor
 from hf_tfopt.callbacks.model_flops import ModelFlops, model_flops, peak_flops_of, token_counts
-from hf_tfopt.callbacks.step_clock import BESIDE_STEPS, PHASES, StepClock, Times, stamps_for
-from hf_tfopt.callbacks.taps import Tap
+from hf_tfopt.callbacks.step_clock import (
+    BESIDE_STEPS,
+    PHASES,
+    StepClock,
+    Times,
+    WallStamps,
+    stamps_for,
+)
 from hf_tfopt.callbacks.training import Scalars, Training
 
 # What the host does until it calls an event, and what is done in it; else "other" and "callbacks".
@@ -20,10 +26,11 @@ _UNTIL = {
     "on_optimizer_step": "optimizer",
     "on_step_end": "optimizer",
     "on_evaluate": "evaluation",
+    "on_predict": "evaluation",
     "on_prediction_step": "evaluation",
     "on_save": "saving",
 }
-_WITHIN = {"on_evaluate": "evaluation"}
+_WITHIN = {"on_evaluate": "evaluation", "on_predict": "evaluation"}
 
 
 class ThroughputMonitor(Monitor):
@@ -72,53 +79,55 @@ class ThroughputMonitor(Monitor):
             raise ValueError(f"num_warmup_steps is {num_warmup_steps}; it must be at least 0")
         self.peak_flops = peak_flops
         self.num_warmup_steps = num_warmup_steps
-        self._trainer: Any = None
-        self._taps: list[Tap] = []
+        self._main_input = "input_ids"
+        self._peak: float | None = None
+        self._flops: ModelFlops | None = None
+        self._restart()
 
-    def join(self, trainer: Any) -> None:
-        """Know where batches come from and where the events are called."""
-        super().join(trainer)
-        self._trainer = trainer
-
-    def begin(self, training: Training) -> None:
-        """Start the clock, and listen."""
-        self._leave()
-        self._clock = StepClock(stamps_for(training.args.device), self.num_warmup_steps)
+    def _restart(self) -> None:
+        self._clock = StepClock(WallStamps(), self.num_warmup_steps)
         self._all, self._events, self._is_evaluating = Times(), list[str](), False
-        self._num_steps, self._step = 0, training.state.global_step
+        self._num_steps, self._step = 0, 0
         # the steps after which it was done: several evaluation sets count as one evaluation
         self._done: dict[str, set[int]] = {phase: set() for phase in BESIDE_STEPS}
         self._counts: Tensor | None = None
+
+    def begin(self, training: Training) -> None:
+        """Start the clock, and listen to batches, backward passes and events."""
+        self._restart()
+        self._clock = StepClock(stamps_for(training.args.device), self.num_warmup_steps)
+        self._step = training.state.global_step
         self._peak = self.peak_flops or peak_flops_of(training.args.device)
-        self._flops: ModelFlops | None = model_flops(training.model) if self._peak else None
+        self._flops = model_flops(training.model) if self._peak else None
         self._main_input = getattr(training.model, "main_input_name", "input_ids")
-        trainer = self._trainer
+        trainer = self.trainer
         if trainer is not None:
-            self._taps = [
-                Tap(trainer.callback_handler, "call_event", self._enter, self._exit),
-                Tap(trainer.accelerator, "backward", self._backward_begins, self._backward_ends),
-                Tap(trainer, "get_batch_samples", after=self._count),
-            ]
+            self.listen(
+                trainer.callback_handler, "call_event", before=self._enter, after=self._exit
+            )
+            self.listen(
+                trainer.accelerator,
+                "backward",
+                before=self._backward_begins,
+                after=self._backward_ends,
+            )
+            self.listen(trainer, "get_batch_samples", after=self._count)
 
     def stepped(self, training: Training) -> None:
         """A step more."""
         self._num_steps, self._step = self._num_steps + 1, training.state.global_step
-        if self._trainer is None:
+        if self.trainer is None:
             self._clock.lap("other")
             self._clock.end_step()
 
-    def ended(self, training: Training) -> None:
-        """Listen no more."""
-        self._leave()
-
     def on_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """What a stock Trainer tells of an evaluation."""
-        if self._trainer is None:
+        if self.trainer is None and self._has_begun:
             self._lap_beside("evaluation")
 
     def on_save(self, *args: Any, **kwargs: Any) -> None:
         """What a stock Trainer tells of a checkpoint."""
-        if self._trainer is None:
+        if self.trainer is None and self._has_begun:
             self._lap_beside("saving")
 
     def scalars(self, training: Training) -> Scalars:
@@ -137,7 +146,7 @@ class ThroughputMonitor(Monitor):
 
     def _splits(self, device: torch.device) -> bool:
         # elsewhere calls return before the work is done
-        return self._trainer is not None and device.type in ("cpu", "cuda")
+        return self.trainer is not None and device.type in ("cpu", "cuda")
 
     def _of_tokens(self, times: Times) -> dict[str, float]:
         counts, num_steps = self._counts, self._num_steps
@@ -149,10 +158,10 @@ class ThroughputMonitor(Monitor):
         found = {"padding_share": 1 - tokens / max(1, places)}
         if times.num_steps:
             steps = times.num_steps / num_steps / times.of_steps()
-            num_copies = self._trainer.get_tp_size()  # such processes work on the same tokens
+            num_copies = self.trainer.get_tp_size()  # such processes work on the same tokens
             found["time/tokens_per_second"] = tokens / num_copies * steps
             if self._flops is not None and self._peak:
-                num_devices = self._trainer.accelerator.num_processes
+                num_devices = self.trainer.accelerator.num_processes
                 flops = self._flops.of(tokens, squares, labels) / num_copies
                 found["time/mfu"] = flops * steps / (self._peak * num_devices)
         return found
@@ -174,11 +183,13 @@ class ThroughputMonitor(Monitor):
     def _enter(self, arguments: Sequence[Any]) -> None:
         event = arguments[0]
         self._events.append(event)
+        if event == "on_step_begin":  # whatever an evaluation that was broken off has left
+            self._is_evaluating = False
         if not self._is_evaluating:
             self._clock.lap(_UNTIL.get(event, "other"))
         if event == "on_prediction_step":
             self._is_evaluating = True
-        if event == "on_evaluate" and self._is_evaluating:
+        if event in _WITHIN and self._is_evaluating:
             self._is_evaluating = False
             self._lap_beside("evaluation")
 
@@ -210,10 +221,6 @@ class ThroughputMonitor(Monitor):
             counts = token_counts(batch, self._main_input)
             if counts is not None:
                 self._counts = counts if self._counts is None else self._counts + counts
-
-    def _leave(self) -> None:
-        while self._taps:
-            self._taps.pop().remove()
 
 
 def num_to_come(training: Training, strategy: str, interval: float) -> int:

@@ -42,10 +42,14 @@ class WeightMonitor(ReadingMonitor):
         super().__init__(every)
         self._groups: Groups | None = None
 
+    def release(self) -> None:
+        """Nothing of the model is held."""
+        super().release()
+        self._groups = None
+
     def begin(self, training: Training) -> None:
         """Refuse weights that are in no tensor of their own."""
         super().begin(training)
-        self._groups = None
         for parameter in training.model.parameters():
             if hasattr(parameter, "ds_numel") or type(parameter).__name__ == "FlatParameter":
                 raise ValueError(

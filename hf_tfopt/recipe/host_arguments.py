@@ -11,12 +11,10 @@ from transformers.integrations.integration_utils import (
 )
 
 from hf_tfopt.callbacks import CALLBACKS
-from hf_tfopt.callbacks.attention import AttentionMonitor
 from hf_tfopt.callbacks.live_log import LiveLog
 from hf_tfopt.callbacks.monitors import monitors
 from hf_tfopt.recipe.training_keys import TrainingKeys
 from hf_tfopt.registry import check_name
-from hf_tfopt.run.attention_maps import attention_maps
 from hf_tfopt.run.facts import has_fast_bfloat16
 from hf_tfopt.schedules.for_trainer import ScheduleSpec, schedule
 
@@ -81,29 +79,18 @@ def run_schedule(recipe: TrainingKeys) -> ScheduleSpec:
     )
 
 
-def run_callbacks(recipe: TrainingKeys, model: Any = None, tokenizer: Any = None) -> list[Any]:
+def run_callbacks(recipe: TrainingKeys) -> list[Any]:
     """The recipe's monitors and callbacks, and the log on disk, new ones.
 
     Args:
         recipe: the run's recipe.
-        model: to be trained; where its attention is not seen, that is not watched.
-        tokenizer: the model's.
 
     Raises:
         ValueError: an unknown callback, or options that it does not take.
     """
     watching: list[Any] = monitors() if recipe.monitors == "default" else []
-    if model is not None and not _is_attention_seen(model, tokenizer):
-        watching = [each for each in watching if not isinstance(each, AttentionMonitor)]
     more = [_callback(name, options) for name, options in (recipe.callbacks or {}).items()]
     return [*watching, *more, LiveLog()]
-
-
-def _is_attention_seen(model: Any, tokenizer: Any) -> bool:
-    try:
-        return bool(attention_maps(model, tokenizer, ["It is here."]))
-    except ValueError:
-        return False
 
 
 def _callback(name: str, options: Any) -> Any:

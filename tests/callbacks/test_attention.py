@@ -19,7 +19,7 @@ from transformers import (
 )
 
 import hf_tfopt as tfo
-from hf_tfopt.callbacks.attention_probe import first_examples, probe
+from hf_tfopt.callbacks.attention_probe import evaluating, first_examples, probe
 from hf_tfopt.callbacks.attention_watch import SeenAttention
 from hf_tfopt.callbacks.layer_modules import counted_in, counted_positions, layer_modules
 from hf_tfopt.callbacks.training import Training
@@ -298,10 +298,10 @@ def test_a_collapse_is_told_once_and_again_after_recovery(tmp_path: Path) -> Non
     trainer = trainer_with(tmp_path, [monitor], model=model, max_steps=8)
     levels = iter([0.9, 0.25, 0.1, 0.05, 0.25, 0.1, 0.31, 0.1])
 
-    def alarm(training: Any, threshold: float) -> None:
-        level = next(levels)
-        monitor._found = {"encoder.0": [[level], [0.5]], "encoder.1": [[0.02], [0.9]]}
-        tfo.AttentionMonitor._alarm(monitor, training, threshold)
+    def alarm(training: Any, entropies: Any, threshold: float) -> None:
+        assert [*entropies] == ["encoder.0", "encoder.1"]
+        given = {"encoder.0": next(levels), "encoder.1": 0.02}
+        tfo.AttentionMonitor._alarm(monitor, training, given, threshold)
 
     monitor._alarm = alarm
     trainer.train()
@@ -312,6 +312,58 @@ def test_a_collapse_is_told_once_and_again_after_recovery(tmp_path: Path) -> Non
     ]
     assert events[0]["kind"] == "attention collapse" and events[0]["entropy"] == 0.1
     assert monitor.remembered["watched"] == []
+
+
+def test_processes_judge_what_all_have_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that measures less than the threshold tells nothing while the others are above it."""
+    monitor = tfo.AttentionMonitor(every=1, collapse=0.4)
+    trainer = trainer_with(tmp_path, [monitor], max_steps=2)
+    given: list[list[list[float]]] = []
+
+    def of_two(table: torch.Tensor, how: str) -> torch.Tensor:
+        assert how == "sum"
+        given.append(table.tolist())
+        other = table.clone()
+        other[:-1, 0] *= 0.5  # of another process, whose attention is narrower
+        return table + other
+
+    monkeypatch.setattr("hf_tfopt.callbacks.attention.reduce", of_two)
+    trainer.train()
+    assert len(given) == 2 and given[0][-1] == [1, 0, 0]
+    own = history_of(trainer)[0]["attention_entropy/encoder.0"]
+    entropy, queries, is_seen = given[0][0]
+    # the logged mean is over heads, of means over queries: another order of fp32 sums
+    assert own == pytest.approx(entropy / queries, rel=1e-5) and is_seen == 1
+    assert monitor.remembered["watched"] == ["encoder.0", "encoder.1"]  # 0.75 of what each is
+
+
+def test_a_failing_probe_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monitor = tfo.AttentionMonitor(every=1)
+    trainer = trainer_with(tmp_path, [monitor])
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no such examples")
+
+    monkeypatch.setattr("hf_tfopt.callbacks.attention.probe", fail)
+    trainer.train()
+    assert trainer.state.global_step == 4
+    warnings = [text for text in caplog.messages if "AttentionMonitor is switched off" in text]
+    assert len(warnings) == 1 and "no such examples" in warnings[0]
+
+
+def test_packed_weights_stay_in_their_mode() -> None:
+    """bitsandbytes packs them anew when they run in evaluation mode on a CPU."""
+    packed = torch.nn.Linear(2, 2)
+    values = torch.ones(4, 1, dtype=torch.uint8)
+    packed.weight = torch.nn.Parameter(values, requires_grad=False)
+    model = torch.nn.Sequential(packed, torch.nn.Dropout(0.1), torch.nn.Linear(2, 2))
+    with evaluating(model):
+        assert [module.training for module in model] == [True, False, False]
+    assert all(module.training for module in model.modules())
 
 
 def test_a_real_collapse_is_seen(tmp_path: Path) -> None:

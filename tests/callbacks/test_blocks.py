@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_tfopt.callbacks.blocks import by_block, by_role, roles
 from tests.models import TINY, tiny
@@ -46,3 +47,30 @@ def test_frozen_parameters_are_in_no_group() -> None:
 def test_no_gradient_counts_as_none() -> None:
     groups = by_block(tiny("bert"))
     assert groups.norms([None] * len(groups.parameters)).tolist() == [0.0] * len(groups.names)
+
+
+def test_a_model_on_several_devices() -> None:
+    """Tensors that only say where they are: torch refuses to mix their devices as it would."""
+    model = tiny("bert")
+    groups = by_block(model)
+    with FakeTensorMode():
+        tensors: list[torch.Tensor | None] = [
+            torch.empty(parameter.shape, device=f"cuda:{number % 2}")
+            for number, parameter in enumerate(groups.parameters)
+        ]
+        tensors[1] = None
+        norms = groups.norms(tensors)
+    assert norms.device == torch.device("cuda", 0)
+    assert norms.shape == (len(groups.names),)
+
+
+def test_missing_gradients_count_as_none_without_the_compiled_sums() -> None:
+    groups = by_block(tiny("bert"))
+    generator = torch.Generator().manual_seed(7)
+    tensors = [torch.randn(p.shape, generator=generator) for p in groups.parameters]
+    some = [None if number % 3 == 0 else tensor for number, tensor in enumerate(tensors)]
+    plain = groups.norms(some)
+    half = groups.norms([None if tensor is None else tensor.double() for tensor in some])
+    # in fp64 they take the way of other devices; fp32 sums of squares in another order
+    torch.testing.assert_close(half, plain, rtol=1e-5, atol=0)
+    assert half.dtype == torch.float32

@@ -1,15 +1,21 @@
 import math
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import Trainer
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 import hf_tfopt as tfo
 from hf_tfopt.callbacks.base import Callback, Intervention
 from hf_tfopt.callbacks.blocks import Groups
 from hf_tfopt.callbacks.gradients import by_block_and_role, by_name
+from hf_tfopt.callbacks.readings import NORM_BEFORE_CLIPPING
 from hf_tfopt.callbacks.training import Training
 from tests.callbacks.runs import history_of, trainer_with
 from tests.invariants.splits import Rows
@@ -55,8 +61,9 @@ def logged(trainer: Trainer, prefix: str, number: int = 0) -> dict[str, float]:
 
 
 def measured(trainer: Trainer) -> list[dict[str, Any]]:
-    """Without the host's loss, of which a stop between two logs loses a part."""
-    return [{k: v for k, v in entry.items() if k != "loss"} for entry in history_of(trainer)]
+    """Without the host's loss and perplexity, of which a stop between two logs loses a part."""
+    lost = ("loss", "perplexity")
+    return [{k: v for k, v in entry.items() if k not in lost} for entry in history_of(trainer)]
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -227,3 +234,59 @@ def test_gradients_that_are_no_numbers_are_told_as_such(tmp_path: Path) -> None:
     entries = history_of(trainer)
     assert entries[0]["grad_norm_after"] == "nan" and entries[0]["clip_share"] == 1.0
     assert entries[1]["grad_norm/head"] == "nan"
+
+
+def test_the_host_still_tells_the_norm_before_clipping(tmp_path: Path) -> None:
+    """A method of the host's that no promise covers: it is called once in a step, in every step."""
+    monitor, heard = tfo.GradientMonitor(every=1), []
+    trainer = trainer_with(tmp_path, [monitor], max_grad_norm=0.05)
+    hear = monitor._hear
+    monitor._hear = lambda norm: heard.append(float(norm)) or hear(norm)
+    trainer.train()
+    assert heard == [entry["grad_norm"] for entry in history_of(trainer)]
+    assert min(heard) > 0.05
+    assert NORM_BEFORE_CLIPPING not in vars(trainer)
+
+
+HALVING: dict[str, Callable[[Any], Any]] = {
+    "whole": lambda gradient: gradient.mul_(0.5),
+    "shard": lambda gradient: gradient.to_local().mul_(0.5),
+    "list": lambda gradient: torch._foreach_mul_([gradient], 0.5),
+}
+
+
+@pytest.mark.parametrize("how", HALVING)
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_what_the_optimizer_got_of_sharded_gradients(how: str, is_sharded: bool) -> None:
+    """DTensors of one process: not everything that is written to them is counted."""
+    if not is_sharded and how == "shard":
+        pytest.skip("it has none")
+    model, given = tiny("bert"), TrainingArguments(max_grad_norm=0.0, use_cpu=True)
+    monitor = tfo.GradientMonitor(every=1)
+    training = Training(given, TrainerState(), TrainerControl(), model=model)
+    with one_process() as mesh:
+        if is_sharded:
+            fully_shard(model, mesh=mesh)
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 0.01)
+        monitor.begin(training)
+        monitor.before_step(training)
+        monitor.gradients(training)
+        for parameter in model.parameters():
+            HALVING[how](parameter.grad)
+        monitor.updated(training)
+        monitor.stepped(training)
+        found = monitor.scalars(training)
+    total = 0.01 * sum(parameter.numel() for parameter in model.parameters()) ** 0.5
+    assert found["grad_norm_after"] == pytest.approx(0.5 * total, rel=SUMS)
+    norms = [value for name, value in found.items() if name.startswith("grad_norm/")]
+    assert math.hypot(*norms) == pytest.approx(total, rel=SUMS)
+
+
+@contextmanager
+def one_process() -> Generator[Any]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield init_device_mesh("cpu", (1,))
+    finally:
+        dist.destroy_process_group()

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.data import Subset
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 import hf_tfopt as tfo
-from hf_tfopt.callbacks.noise_scale import Split, signal_and_variance
+from hf_tfopt.callbacks.noise_scale import Split, signal_and_variance, split_of
+from hf_tfopt.callbacks.training import Training
 from tests.callbacks.distributed_run import save_model
 from tests.callbacks.noise_run import measured, trainer_of, truth
 from tests.callbacks.runs import history_of, trainer_with
@@ -195,3 +196,13 @@ def test_sharded_is_as_replicated(two_processes: dict[str, Any]) -> None:
     for sharded, replicated in zip(two_processes["fsdp2"], two_processes["ddp"], strict=True):
         # fp32 sums in another order, through the updates between; differences of two squares
         assert sharded == pytest.approx(replicated, rel=1e-3)
+
+
+def test_the_batch_is_what_the_host_has_come_to(tmp_path: Path) -> None:
+    """`auto_find_batch_size` halves it in the state; the arguments keep what was asked for."""
+    trainer = trainer_with(tmp_path, [])
+    state = TrainerState(train_batch_size=2)
+    training = Training(trainer.args, state, trainer.control, model=trainer.model)
+    assert split_of(training, 1) == Split(2, 4, False)
+    state.train_batch_size = None
+    assert split_of(training, 1) == Split(4, 8, False)

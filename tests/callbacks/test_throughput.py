@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,6 @@ from transformers import Trainer, TrainerCallback
 import hf_tfopt as tfo
 from hf_tfopt.callbacks.model_flops import model_flops, peak_flops_of, token_counts
 from hf_tfopt.callbacks.step_clock import StepClock, WallStamps
-from hf_tfopt.callbacks.taps import Tap
 from hf_tfopt.callbacks.throughput import num_to_come
 from tests.callbacks.runs import trainer_with
 from tests.invariants.splits import Rows
@@ -62,6 +62,15 @@ def test_the_clock_adds_laps_of_whole_steps_that_are_known() -> None:
     assert clock.collect().num_steps == 0
     stamps.done = 7
     assert clock.collect().seconds == {"data": 2.0, "forward": 1.0}
+
+
+def test_the_clock_keeps_no_step_that_is_known() -> None:
+    clock = StepClock(WallStamps())
+    for _ in range(5):
+        clock.lap("data")
+        clock.end_step()
+        assert len(clock._waiting) == 0
+    assert clock.collect().num_steps == 5
 
 
 def test_the_first_steps_are_not_timed() -> None:
@@ -207,28 +216,51 @@ def test_nothing_listens_before_or_after(tmp_path: Path) -> None:
         assert not methods & (set(vars(owner)) - known)
 
 
-def test_taps_come_and_go_in_any_order() -> None:
-    class Owner:
-        def act(self, number: int) -> int:
-            return 2 * number
+def test_an_evaluation_before_training_under_a_stock_trainer(tmp_path: Path) -> None:
+    args = arguments(tmp_path, max_steps=4, eval_strategy="steps", eval_steps=2)
+    args.eval_on_start = True
+    monitor = tfo.ThroughputMonitor(num_warmup_steps=0)
+    data = {"train_dataset": Rows(32), "eval_dataset": Rows(8, seed=1)}
+    trainer = Trainer(tiny("bert"), args, callbacks=[monitor], **data)
+    trainer.evaluate()
+    trainer.train()
+    trainer.evaluate()
+    assert logs_of(trainer)[-1]["time/step"] > 0
 
-    owner, seen = Owner(), []
-    first = Tap(owner, "act", lambda given: seen.append(given), lambda result: seen.append(result))
-    second = Tap(owner, "act", before=lambda given: seen.append("second"))
-    assert owner.act(3) == 6
-    assert seen == [(3,), "second", 6]
-    first.remove()
-    first.remove()
-    assert owner.act(4) == 8
-    assert seen[3:] == ["second"]
-    second.remove()
-    assert "act" not in vars(owner)
-    replaced: Any = lambda number: -number  # noqa: E731
-    owner.act = replaced
-    tap = Tap(owner, "act")
-    assert owner.act(1) == -1
-    tap.remove()
-    assert owner.act is replaced
+
+class Predicter(TrainerCallback):
+    """Predicts after the first step; broken off: an error comes between."""
+
+    def __init__(self, is_broken_off: bool = False):
+        self.is_broken_off = is_broken_off
+        self.trainer: Any = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 1:
+            self.trainer.predict(Rows(8, seed=1))
+
+    def on_prediction_step(self, *given: Any, **kwargs: Any) -> None:
+        if self.is_broken_off:
+            raise KeyError
+
+
+@pytest.mark.parametrize("is_broken_off", [False, True])
+def test_a_prediction_within_training_ends_no_timing(is_broken_off: bool, tmp_path: Path) -> None:
+    predicter = Predicter(is_broken_off)
+    trainer = trainer_with(tmp_path, [tfo.ThroughputMonitor(num_warmup_steps=0)])
+    predicter.trainer = trainer
+    if is_broken_off:
+        predict = trainer.predict
+
+        def quietly(rows: Any) -> None:
+            with suppress(KeyError):
+                predict(rows)
+
+        trainer.predict = quietly
+    trainer.add_callback(predicter)
+    trainer.train()
+    for entry in logs_of(trainer)[1:]:
+        assert all(entry[f"time/{part}"] > 0 for part in PARTS)
 
 
 def test_flops_are_those_of_the_papers_formula() -> None:
@@ -282,24 +314,37 @@ def test_mfu_is_flops_over_time_and_peak(tmp_path: Path) -> None:
     assert found["time/mfu"] == pytest.approx(expected / found["time/step"] / 1e9)
 
 
+def ids(*shape: int) -> torch.Tensor:
+    return torch.ones(shape, dtype=torch.long)
+
+
 @pytest.mark.parametrize(
     ("batch", "expected"),
     [
-        ({"input_ids": torch.ones(2, 5)}, [10, 10, 50, 10]),
+        ({"input_ids": ids(2, 5)}, [10, 10, 50, 10]),
         (
             {
-                "input_ids": torch.ones(2, 4),
+                "input_ids": ids(2, 4),
                 "attention_mask": torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]),
                 "labels": torch.tensor([[5, -100, -100, -100], [5, 6, -100, -100]]),
             },
             [4, 8, 10, 3],
         ),
         (
-            {"input_ids": torch.ones(1, 6), "cu_seq_lens_q": torch.tensor([0, 2, 5])},
+            {"input_ids": ids(1, 6), "cu_seq_lens_q": torch.tensor([0, 2, 5])},
             [5, 6, 13, 6],
         ),
         # a mask of pairs of tokens says nothing of padding
-        ({"input_ids": torch.ones(1, 3), "attention_mask": torch.ones(1, 1, 3, 3)}, [3, 3, 9, 3]),
+        ({"input_ids": ids(1, 3), "attention_mask": torch.ones(1, 1, 3, 3)}, [3, 3, 9, 3]),
+        # two choices for each of three examples
+        (
+            {
+                "input_ids": ids(3, 2, 4),
+                "attention_mask": torch.tensor([1, 1, 1, 0]).expand(3, 2, 4),
+                "labels": torch.tensor([0, 1, 1]),
+            },
+            [18, 24, 54, 3],
+        ),
     ],
 )
 def test_tokens_places_squares_and_labels(batch: dict[str, Any], expected: list[int]) -> None:
@@ -310,6 +355,20 @@ def test_tokens_places_squares_and_labels(batch: dict[str, Any], expected: list[
 
 def test_a_batch_without_tokens_is_not_counted() -> None:
     assert token_counts({"pixel_values": torch.ones(1, 3, 8, 8)}, "input_ids") is None
+    assert token_counts({"pixel_values": torch.ones(1, 3, 8, 8)}, "pixel_values") is None
+    assert token_counts({"input_values": torch.ones(2, 1600)}, "input_values") is None
+
+
+def test_models_whose_operations_are_not_known_have_no_flops() -> None:
+    model = tiny("bert")
+    assert model_flops(model) is not None
+    packed = torch.nn.Parameter(torch.ones(4, dtype=torch.uint8), requires_grad=False)
+    model.cls.register_parameter("packed", packed)
+    assert model_flops(model) is None
+    for config in (SimpleNamespace(num_hidden_layers=2), {"num_hidden_layers": 2}, None):
+        plain = torch.nn.Linear(2, 2)
+        plain.config = config
+        assert model_flops(plain) is None
 
 
 def test_peaks_of_gpus_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,6 +380,9 @@ def test_peaks_of_gpus_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("Tesla T4", 65e12),
         ("Quadro K620", None),
+        ("NVIDIA RTX A4000", None),
+        ("NVIDIA A40", 149.7e12),
+        ("NVIDIA GH200 480GB", 989.5e12),
     ):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, _name=name: _name)
         assert peak_flops_of(torch.device("cuda", 0)) == peak
