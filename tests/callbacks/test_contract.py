@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import Trainer
 
 import hf_tfopt as tfo
 from hf_tfopt.callbacks.base import Callback, Monitor
 from hf_tfopt.callbacks.remembered import KEY
 from tests.callbacks.examples import EXAMPLES, PLAIN, SILENT
 from tests.callbacks.runs import Reporter, history_of, num_hooks, trainer_with, weights_of
+from tests.invariants.splits import Rows
 from tests.models import tiny
+from tests.test_trainer import arguments
 
 MONITORS = [name for name, make in EXAMPLES.items() if isinstance(make(), Monitor)]
 
@@ -116,12 +119,41 @@ def test_two_of_a_kind_and_one_less_on_resume(name: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_second_training_begins_anew(name: str, tmp_path: Path) -> None:
+    """The same callback in a trainer made anew: the same weights, logs and memory."""
+    callback, found = EXAMPLES[name](), []
+    for folder in ("first", "second"):
+        trainer = trainer_with(tmp_path / folder, [callback])
+        trainer.train()
+        found.append((remembered(trainer), history_of(trainer), weights_of(trainer.model)))
+    assert found[0][:2] == found[1][:2]
+    assert torch.equal(found[0][2], found[1][2])
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_stock_trainer_takes_it_too(name: str, tmp_path: Path) -> None:
+    """Before training there is nothing to go by: evaluations pass, as the one at the start does."""
     callback = EXAMPLES[name]()
-    trainer = trainer_with(tmp_path, [callback])
+    args = arguments(
+        tmp_path,
+        max_steps=2,
+        eval_on_start=True,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        max_grad_norm=0.0,
+        gradient_accumulation_steps=2,
+        weight_decay=0.01,
+    )
+    data = {"train_dataset": Rows(16), "eval_dataset": Rows(8, seed=1)}
+    trainer = Trainer(tiny("bert"), args, callbacks=[callback], **data)
+    before = num_hooks(trainer.model)
+    trainer.evaluate()
+    trainer.predict(Rows(8, seed=2))
     trainer.train()
-    first = copy.deepcopy(remembered(trainer))
-    trainer.train()
-    assert remembered(trainer).keys() == first.keys()
+    trainer.evaluate()
+    assert trainer.state.global_step == 2
+    assert num_hooks(trainer.model) == before
+    assert len(remembered(trainer)) == 1
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

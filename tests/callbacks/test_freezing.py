@@ -142,9 +142,9 @@ def test_a_training_that_begins_again_within_train_is_as_the_first(
                 raise RuntimeError("CUDA out of memory.")
 
     monkeypatch.setattr(freezing, "_are_gradients_awaited", lambda training: is_awaited)
-    trainer = trainer_with(
-        tmp_path, [tfo.GradualUnfreezing(every=1)], auto_find_batch_size=True, lr=1e-2
-    )
+    trainer = trainer_with(tmp_path, [tfo.GradualUnfreezing(every=1)], auto_find_batch_size=True)
+    # without weight decay: what a hook that was left behind sets to 0 does not move
+    trainer.optimizer_cls_and_kwargs = tfo.optimizer("adamw", lr=1e-2, weight_decay=0.0)
     fails, moved = Fails(), Moved()
     trainer.callback_handler.callbacks += [fails, moved]
     trainer.train()
