@@ -1,6 +1,5 @@
 """What every callback of ours must keep."""
 
-import copy
 import inspect
 import json
 import re
