@@ -26,7 +26,7 @@ EXAMPLES: dict[str, Callable[[], TrainerCallback]] = {
     "weight_monitor": lambda: tfo.WeightMonitor(every=1),
     "group_rates": lambda: tfo.GroupRates(),
     "live_log": lambda: tfo.LiveLog(),
-    "memory_monitor": lambda: tfo.MemoryMonitor(),
+    "memory_monitor": lambda: tfo.MemoryMonitor(every=1),
     "throughput_monitor": lambda: tfo.ThroughputMonitor(peak_flops=1e12, num_warmup_steps=0),
     "exponential_average": lambda: tfo.ExponentialAverage(decay=0.9),
     "stochastic_weight_average": lambda: tfo.StochasticWeightAverage(start=0.25),

@@ -69,7 +69,7 @@ def events_of(trainer: Trainer) -> list[tuple[int, str, list[str]]]:
 
 def test_ratios_are_those_of_copies(tmp_path: Path) -> None:
     spy = Spy()
-    trainer = trainer_with(tmp_path, [spy, tfo.GradientFlow()], max_grad_norm=0.1)
+    trainer = trainer_with(tmp_path, [spy, tfo.GradientFlow(every=1)], max_grad_norm=0.1)
     trainer.train()
     model, entry = trainer.model, len(history_of(trainer)) - 1
     now = {name: parameter.detach() for name, parameter in model.named_parameters()}

@@ -26,7 +26,7 @@ def logged(trainer: Trainer) -> dict[str, float]:
 
 def test_parameters_gradients_and_state_are_what_the_tensors_take(tmp_path: Path) -> None:
     model = tiny("bert")
-    trainer = trainer_with(tmp_path, [tfo.MemoryMonitor()], model=model)
+    trainer = trainer_with(tmp_path, [tfo.MemoryMonitor(every=1)], model=model)
     trainer.train()
     found = logged(trainer)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())  # the tied head once
@@ -42,7 +42,7 @@ def test_parameters_gradients_and_state_are_what_the_tensors_take(tmp_path: Path
 def test_frozen_weights_have_neither_gradients_nor_state(tmp_path: Path) -> None:
     config = LoraConfig(r=2, target_modules=["query"])
     model: Any = get_peft_model(tiny("bert"), config)
-    trainer = trainer_with(tmp_path, [tfo.MemoryMonitor()], model=model)
+    trainer = trainer_with(tmp_path, [tfo.MemoryMonitor(every=1)], model=model)
     trainer.train()
     found = logged(trainer)
     trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -59,7 +59,7 @@ def test_activations_are_those_of_one_micro_batch(tmp_path: Path) -> None:
             "per_device_train_batch_size": rows,
             "gradient_accumulation_steps": accumulation,
         }
-        trainer = trainer_with(tmp_path, [tfo.MemoryMonitor()], "attach", **options)
+        trainer = trainer_with(tmp_path, [tfo.MemoryMonitor(every=1)], "attach", **options)
         trainer.train()
         sizes[rows, accumulation] = logged(trainer)["activations"]
     # a batch's labelled tokens, whose number differs, are what its loss saves
@@ -89,7 +89,7 @@ def test_steps_between_are_not_measured(tmp_path: Path) -> None:
 
 
 def test_a_stock_trainer_has_all_but_activations(tmp_path: Path) -> None:
-    monitor = tfo.MemoryMonitor()
+    monitor = tfo.MemoryMonitor(every=1)
     trainer = Trainer(
         tiny("bert"), arguments(tmp_path), train_dataset=Rows(12), callbacks=[monitor]
     )
@@ -98,7 +98,7 @@ def test_a_stock_trainer_has_all_but_activations(tmp_path: Path) -> None:
 
 
 def test_a_failed_training_leaves_no_hook_behind(tmp_path: Path) -> None:
-    trainer = trainer_with(tmp_path, [tfo.MemoryMonitor()])
+    trainer = trainer_with(tmp_path, [tfo.MemoryMonitor(every=1)])
 
     def fail(*_: Any) -> None:
         raise RuntimeError("out of memory")

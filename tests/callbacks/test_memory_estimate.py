@@ -54,7 +54,7 @@ def test_it_is_what_a_real_step_takes(name: str, is_checkpointed: bool) -> None:
 def test_it_is_what_the_monitor_measures(precision: str, tmp_path: Path) -> None:
     model = tiny("bert")
     options = {"gradient_accumulation_steps": 1, "bf16": precision == "bf16"}
-    trainer = trainer_with(tmp_path, [tfo.MemoryMonitor()], "attach", model, **options)
+    trainer = trainer_with(tmp_path, [tfo.MemoryMonitor(every=1)], "attach", model, **options)
     rows = [trainer.train_dataset[number] for number in range(4)]
     batch = trainer.data_collator(rows)
     estimate = tfo.estimate_memory(model, batch, precision=precision)

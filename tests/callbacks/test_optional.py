@@ -87,7 +87,7 @@ def test_what_only_a_step_can_tell_ends_no_training(
     args = arguments(tmp_path, max_steps=3, per_device_train_batch_size=2)
     trainer = Trainer(model, args, train_dataset=Pictures())
     before = num_hooks(model)
-    tfo.attach(trainer, callbacks=[*tfo.monitors(), tfo.AttentionMonitor(every=1)])
+    tfo.attach(trainer, callbacks=[*tfo.monitors(every=1), tfo.AttentionMonitor(every=1)])
     trainer.train()
     assert switched_off(caplog) == ["AttentionMonitor", "AttentionMonitor"]
     assert trainer.state.global_step == 3 and num_hooks(model) == before

@@ -424,7 +424,7 @@ def test_two_processes_count_the_tokens_of_both(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    monitors = [tfo.ThroughputMonitor(1e12, num_warmup_steps=0), tfo.MemoryMonitor()]
+    monitors = [tfo.ThroughputMonitor(1e12, num_warmup_steps=0), tfo.MemoryMonitor(every=1)]
     worker = trainer_with(Path(sys.argv[1]).parent / "run", monitors)
     worker.train()
     if worker.is_world_process_zero():
