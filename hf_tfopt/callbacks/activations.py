@@ -46,7 +46,8 @@ class ActivationMonitor(OptionalMonitor):
     products of queries and keys; at most 64 MiB for logits; nothing is read back until the log.
 
     Args:
-        every: the number of steps from one measured step to the next; None: the logged steps.
+        every: the number of steps from one measured step to the next; None: the logged
+            steps, at least 50 apart.
 
     Raises:
         ValueError: in `begin`: compiled models, whose hooks do not run; selective checkpointing,
@@ -55,6 +56,8 @@ class ActivationMonitor(OptionalMonitor):
     Paper: none for the moments; logits that grow without bound: Dehghani et al. 2023, Scaling
     Vision Transformers to 22 Billion Parameters, https://arxiv.org/abs/2302.05442, section 3.1.1.
     """
+
+    gap = 50  # of logged steps
 
     def __init__(self, every: int | None = None):
         super().__init__(every)

@@ -56,7 +56,8 @@ class AttentionMonitor(OptionalMonitor):
     attention computed twice, a sum of the layers' numbers over the processes, and two read-backs.
 
     Args:
-        every: the number of steps from one measured step to the next; None: the logged steps.
+        every: the number of steps from one measured step to the next; None: the logged
+            steps, at least 50 apart.
         num_examples: of the batch that are looked at.
         probe: a batch to look at in every measured step instead, as the model takes it
             (`tokenizer(sentences, padding=True, return_tensors="pt")`).
@@ -71,6 +72,8 @@ class AttentionMonitor(OptionalMonitor):
     Collapse, https://arxiv.org/abs/2303.06296, section 3. Differs: a share of the largest possible
     entropy; the paper has no threshold.
     """
+
+    gap = 50  # of logged steps
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ class GradientFlow(ReadingMonitor):
 
     Args:
         every: the number of steps from one measured step to the next; None: the steps whose loss
-            the host logs.
+            the host logs, at least 50 apart.
         vanishing: the share of the largest gradient_to_weight below which a gradient counts as
             vanishing, in [0, 1).
         patience: measured steps in a row without a gradient after which a block counts as dead, at
@@ -47,6 +47,7 @@ class GradientFlow(ReadingMonitor):
     """
 
     needs_gradients = True
+    gap = 50  # of logged steps
 
     def __init__(self, every: int | None = None, vanishing: float = 1e-5, patience: int = 3):
         super().__init__(every)

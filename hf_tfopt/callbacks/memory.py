@@ -46,13 +46,16 @@ class MemoryMonitor(Monitor):
     Costs, in measured steps, a look at every parameter, and on a CPU at every tensor that is saved.
 
     Args:
-        every: steps from one measured step to the next; None: those whose loss is logged.
+        every: steps from one measured step to the next; None: the logged steps, at
+            least 50 apart.
 
     Raises:
         ValueError: `every` below 1.
 
     Paper: none.
     """
+
+    gap = 50  # of logged steps
 
     def __init__(self, every: int | None = None):
         super().__init__(every)

@@ -21,7 +21,7 @@ def monitors(every: int | None = None) -> list[Monitor]:
 
     Args:
         every: steps from one measured step to the next, at least 1; None: the steps whose loss is
-            logged.
+            logged, and of what costs more those at least 50 apart.
 
     Raises:
         ValueError: `every` below 1.

@@ -6,9 +6,9 @@ naive side reads a number back for the gradient and the weight of every paramete
 deviation and maximum of every module's output, at every tenth step as well.
 
 Each side is a training of its own, of the preset, with the same rows and weights, in a thread. They
-take turns of ten steps, in an order that changes, while the others stand still: every turn
-holds one measured step and one log. The ratio is that of a turn to the plain side's turn of
-the same round, in the median over the rounds; the first two rounds are not counted. "work" is the
+take turns of one step, in an order that changes, while the others stand still. Every tenth step is
+measured and logged, so ten steps are a round: each of the ten counts with its median over the
+rounds, and the ratio is that of their sums; the first two rounds are not counted. "work" is the
 same of the processor time of all cores, which other processes disturb less.
 
     python scripts/benchmarks/callbacks.py                    # 20 rounds: some minutes on two cores
@@ -117,7 +117,7 @@ class Turns:
         for thread in threads:
             thread.start()
         names = list(self.may_run)
-        for turn in range(self.rounds + WARMUP + 1):  # in the first nothing but the start
+        for turn in range(TURN * (self.rounds + WARMUP) + 1):  # in the first nothing but the start
             shift = turn % len(names)
             for name in names[shift:] + names[:shift]:
                 self.has_run.clear()
@@ -149,13 +149,12 @@ class Turns:
 
 
 def baton(turns: Turns, name: str) -> Any:
-    """A callback that hands over after every ten steps, their log included."""
+    """A callback that hands over after every step, its log included."""
     from transformers import TrainerCallback
 
     class Baton(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **told: Any) -> None:
-            if state.global_step % TURN == 0:
-                turns.hand_over(name)
+            turns.hand_over(name)
 
     return Baton()
 
@@ -202,10 +201,10 @@ def trainer_for(
     return tfo.attach(trainer, callbacks=callbacks)
 
 
-def ratio(measured: dict[str, list[float]], side: str) -> float:
-    """To the plain side's turn of the same round, in the median."""
-    pairs = list(zip(measured[side], measured["plain"], strict=False))
-    return median(own / plain for own, plain in pairs[1 + WARMUP :])
+def of_a_round(measured: list[float]) -> float:
+    """The sum over the ten steps of a round, each in the median over the rounds."""
+    steps = measured[1 + TURN * WARMUP :]
+    return sum(median(steps[position::TURN]) for position in range(TURN))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -232,9 +231,9 @@ def main(argv: list[str] | None = None) -> None:
         turns.run(lambda side: trainers[side].train())
     result = {
         side: {
-            "milliseconds": 1e3 * median(turns.seconds[side][1 + WARMUP :]) / TURN,
-            "time": ratio(turns.seconds, side),
-            "work": ratio(turns.work, side),
+            "milliseconds": 1e3 * of_a_round(turns.seconds[side]) / TURN,
+            "time": of_a_round(turns.seconds[side]) / of_a_round(turns.seconds["plain"]),
+            "work": of_a_round(turns.work[side]) / of_a_round(turns.work["plain"]),
             "last_loss": trainers[side].state.log_history[-1]["loss"],
         }
         for side in everyone
