@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from hf_tfopt.callbacks.snapshot import copied
 from hf_tfopt.callbacks.trained import forget_gathered
-from hf_tfopt.callbacks.vitals import gathered, mean_over_processes
+from hf_tfopt.callbacks.vitals import gathered
 from hf_tfopt.optimizers.foreach import foreach_lerp
-from hf_tfopt.optimizers.sharding import local, norm, shard_as, whole
+from hf_tfopt.optimizers.sharding import local, shard_as, whole
 from hf_tfopt.registry import nearest
 
 FILE = "weight_average.safetensors"
@@ -81,14 +81,6 @@ def put(model: nn.Module, parameters: Sequence[Tensor], values: Sequence[Tensor]
     for parameter, value in pairs:
         local(parameter).copy_(local(value))
     forget_gathered(model)
-
-
-@torch.no_grad()
-def are_finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether every number is, on every process; waits for the device."""
-    norms = [norm(local(tensor)).to(local(tensors[0]).device) for tensor in tensors]
-    total = torch.linalg.vector_norm(torch.stack(norms)).reshape(1)
-    return bool(mean_over_processes(total).isfinite().all())
 
 
 def copied_parts(

@@ -32,7 +32,8 @@ class WeightAverage(Intervention):
 
     Of several in a run the first is evaluated and ends the run; the others are in files of their
     own (`weight_average_2.safetensors` ...). Buffers are not averaged: the statistics of batch
-    normalisation would have to be computed anew (`torch.optim.swa_utils.update_bn`).
+    normalisation would have to be computed anew (`torch.optim.swa_utils.update_bn`). Beside a
+    `StabilityGuard` the average goes back with its snapshot: another copy, where that one lies.
 
     Works with AMP, DDP, FSDP2 (the file is whole, for any number of processes) and PEFT.
 
@@ -147,13 +148,16 @@ class WeightAverage(Intervention):
             self.remembered["has_new"] = True
 
     def stepped(self, training: Training) -> None:
-        """Take new weights in, if it is their turn; write the average of a checkpoint."""
+        """Take new weights in, if it is their turn; write the average of a checkpoint.
+
+        Weights that turn out to be spoilt are taken out again by `put_back`.
+        """
         self._hide()
         state = training.state
         is_turn = averaged_weights.is_averaged(
             state.global_step, self.start, self.every, state.max_steps
         )
-        if is_turn and self.remembered["has_new"] and self._are_good(training):
+        if is_turn and self.remembered["has_new"]:
             self._parts = self.include(self._parts, self.remembered["num_averaged"])
             self.remembered["num_averaged"] += 1
             self.remembered["has_new"] = False
@@ -175,10 +179,6 @@ class WeightAverage(Intervention):
             self._has_to_keep = False
             self._kept = self.copied(self._parts, self._kept, guard.is_snapshot_on_cpu)
             self._kept_counts = {k: self.remembered[k] for k in ("num_averaged", "has_new")}
-
-    def _are_good(self, training: Training) -> bool:
-        """Whether a guard would leave the weights as they are: it looks at them later."""
-        return _guard_of(training) is None or averaged_weights.are_finite(self._weights)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -283,6 +283,19 @@ def test_the_average_is_of_the_checkpoint_that_is_taken(tmp_path: Path) -> None:
         assert_equal(again.model.state_dict().values(), whole.model.state_dict().values())
 
 
+def test_a_stock_trainer_passes_over_the_average_of_another_step(tmp_path: Path) -> None:
+    found = []
+    for resume in (None, True):
+        args = arguments(tmp_path, max_steps=4, **SAVES)
+        args.resume_from_checkpoint = None if resume is None else str(tmp_path / "other")
+        callbacks = [tfo.ExponentialAverage(0.3)]
+        trainer = Trainer(tiny("bert"), args, train_dataset=Rows(40), callbacks=callbacks)
+        trainer.train(resume_from_checkpoint=resume)
+        found.append(list(trainer.model.state_dict().values()))
+        shutil.move(tmp_path / "checkpoint-4", tmp_path / ("other" if resume is None else "last"))
+    assert_equal(*found)
+
+
 def test_an_average_that_two_trainers_share_is_in_the_folder_of_the_one_that_trains(
     tmp_path: Path,
 ) -> None:

@@ -400,8 +400,9 @@ def test_mendings_far_from_each_other_do_not_end_a_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("action", ["rollback", "skip"])
 def test_schedule_free_goes_back_to_a_snapshot_of_its_average(action: Any, tmp_path: Path) -> None:
-    """Evaluated and kept at the end of an epoch; and the checkpoint's weights are the average."""
-    options = {"max_steps": 8, "num_rows": 16, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    """Kept after an evaluation in an epoch's last step; and the checkpoint has the average."""
+    options = {"max_steps": 8, "num_rows": 16, "save_strategy": "epoch"}
+    options |= {"eval_strategy": "steps", "eval_steps": 2}
     fault = Fault("loss" if action == "rollback" else "weight", math.nan, (5,))
     found = []
     for guards in ([], [tfo.StabilityGuard(action, snapshot_every=2)]):
