@@ -81,9 +81,9 @@ def test_tenfold_the_level_is_found_in_wider_noise() -> None:
     assert alarms(series) == spikes, "seed 2"
 
 
-@pytest.mark.parametrize("name", CLEAN)
+@pytest.mark.parametrize("name", ["heavy tails", "wanders", "falls from the start", "constant"])
 def test_it_is_the_rule_of_the_reference(name: str) -> None:
-    series = CLEAN[name](3)[:700].tolist()
+    series = CLEAN[name](3)[:500].tolist()
     own = np.random.default_rng(4)
     past: list[float] = []
     values: list[float] = []
