@@ -133,7 +133,7 @@ def unseen_as_infinite(logits: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class AttentionSums(NamedTuple):
-    """Over the queries that count, by head: entropy as a share, largest weight, and their number.
+    """By head: sums of entropy as a share and of the largest weight, their number, largest logit.
 
     Each is [heads].
     """
@@ -141,6 +141,16 @@ class AttentionSums(NamedTuple):
     entropy: Tensor
     maximum: Tensor
     number: Tensor
+    largest: Tensor
+
+    def __or__(self, other: "AttentionSums") -> "AttentionSums":
+        """Those of the queries of both."""
+        return AttentionSums(
+            self.entropy + other.entropy,
+            self.maximum + other.maximum,
+            self.number + other.number,
+            torch.maximum(self.largest, other.largest),
+        )
 
 
 def attention_sums(logits: Tensor, is_counted: Tensor | None = None) -> AttentionSums:
@@ -151,7 +161,7 @@ def attention_sums(logits: Tensor, is_counted: Tensor | None = None) -> Attentio
         entropy = -sum(p * log(p)) / log(n)
 
     is 0 where it looks at one key alone, and 1 where at all alike. Queries that see one key only
-    have nothing to choose, and do not count.
+    have nothing to choose, and do not count in the sums.
 
     Args:
         logits: [batch, heads, queries, keys], -inf where a key is unseen.
@@ -162,13 +172,15 @@ def attention_sums(logits: Tensor, is_counted: Tensor | None = None) -> Attentio
     Differs: as a share of the largest possible, which does not depend on the length.
     """
     num_seen = (logits != -math.inf).sum(-1)
-    counts = num_seen > 1
+    counts, tops = num_seen > 1, logits.amax(-1)
     if is_counted is not None:
         counts = counts & is_counted.unsqueeze(1)
+        tops = tops.masked_fill(~is_counted.unsqueeze(1), -math.inf)
     weights = F.softmax(logits, dim=-1)
     entropy = torch.special.entr(weights).sum(-1) / num_seen.clamp(min=2).log()
     return AttentionSums(
         entropy.masked_fill(~counts, 0).sum((0, 2)),
         weights.amax(-1).masked_fill(~counts, 0).sum((0, 2)),
         counts.sum((0, 2)),
+        tops.amax((0, 2)),
     )

@@ -35,6 +35,7 @@ LAYERS = {
     "run": 2,
     "loss_scaling": 2,
     "slots": 3,
+    "batch_slot": 3,
     "callback_host": 3,
     "objective_slot": 3,
     "trainer": 3,

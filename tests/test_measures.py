@@ -91,6 +91,8 @@ def test_entropy_and_maximum(is_causal: bool) -> None:
     for name in ("entropy", "maximum"):
         found = (getattr(sums, name) / sums.number).tolist()
         assert found == pytest.approx(expected[name], rel=1e-5)  # fp32 sums of 10 terms
+    counted = logits.masked_fill(~is_token[:, None, :, None], -math.inf)
+    assert sums.largest.tolist() == [head.max().item() for head in counted.unbind(1)]
 
 
 def test_bounds_of_the_entropy() -> None:
@@ -104,7 +106,8 @@ def test_a_query_with_one_key_or_none_does_not_count() -> None:
     logits = torch.full((1, 1, 3, 3), -math.inf)
     logits[0, 0, 1, 0] = 2.0
     logits[0, 0, 2, :2] = 1.0
-    assert [each.item() for each in attention_sums(logits)] == pytest.approx([1.0, 0.5, 1.0])
+    found = [each.item() for each in attention_sums(logits)]
+    assert found == pytest.approx([1.0, 0.5, 1.0, 2.0])
 
 
 def test_nan_is_not_hidden() -> None:

@@ -1,13 +1,11 @@
-"""What the layers give to one another: its size, its tails, and the logits of attention."""
+"""What the layers give to one another: its size and its tails."""
 
-import math
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_tfopt.callbacks.attention_watch import AttentionWatch, SeenAttention
 from hf_tfopt.callbacks.blocks import side_by_side
 from hf_tfopt.callbacks.layer_modules import (
     counted_in,
@@ -23,7 +21,7 @@ from hf_tfopt.measures import Moments, joined, moments
 
 
 class ActivationMonitor(OptionalMonitor):
-    """Moments of the states between the blocks, and the largest attention logit of each layer.
+    """Moments of the states between the blocks.
 
     Over all micro-batches of a measured step, all positions that are no padding (where the batch
     tells) and all features; summed in fp32 whatever the model's dtype, and joined in fp64. The
@@ -36,14 +34,12 @@ class ActivationMonitor(OptionalMonitor):
     | `activation_absmax/<block>` | largest absolute value |
     | `activation_kurtosis/<block>` | E[(x - mean)^4] / std^4: 3 if normal, more with outliers |
     | `activation_zeros/<block>` | share of zeros |
-    | `attention_logit_max/<layer>` | the largest that a softmax of attention is taken of |
 
-    The logits are seen under "sdpa", "eager" and "unpadded"; those of flash and flex attention are
-    not, and not logged. The forward passes of gradient checkpointing's recomputation do not count.
+    The forward passes of gradient checkpointing's recomputation do not count.
     With several processes each measures its own examples; what is logged is the first one's.
 
-    Cost per measured step: some eight passes over the output of each block, and once more the
-    products of queries and keys; at most 64 MiB for logits; nothing is read back until the log.
+    Cost per measured step: some eight passes over the output of each block; nothing is read back
+    until the log.
 
     Args:
         every: the number of steps from one measured step to the next; None: the logged
@@ -53,8 +49,7 @@ class ActivationMonitor(OptionalMonitor):
         ValueError: in `begin`: compiled models, whose hooks do not run; selective checkpointing,
             which would take the monitor's operations for the model's; a model without layers.
 
-    Paper: none for the moments; logits that grow without bound: Dehghani et al. 2023, Scaling
-    Vision Transformers to 22 Billion Parameters, https://arxiv.org/abs/2302.05442, section 3.1.1.
+    Paper: none.
     """
 
     gap = 50  # of logged steps
@@ -65,8 +60,6 @@ class ActivationMonitor(OptionalMonitor):
         self._counted: dict[str, Tensor] | None = None  # None: no forward pass of the training
         self._begun: set[str] = set()  # the layers that have run in this forward pass
         self._moments: dict[str, list[Tensor]] = {}
-        self._logits: dict[str, Tensor] = {}
-        self._watch: AttentionWatch | None = None
 
     def begin(self, training: Training) -> None:
         """Find the layers."""
@@ -81,18 +74,15 @@ class ActivationMonitor(OptionalMonitor):
     def release(self) -> None:
         """Nothing is measured, and nothing of the model is held."""
         super().release()
-        self._layers, self._watch = {}, None
-        self._begun, self._moments, self._logits = set(), {}, {}
+        self._layers, self._begun, self._moments = {}, set(), {}
 
     def watch(self, training: Training) -> None:
         """Hooks on the model, to know when it runs for the training, and on each layer."""
-        self._moments, self._logits = {}, {}
-        self._watch = AttentionWatch(self._layers, self._see_attention)
+        self._moments = {}
         model = training.model
         self._hooks += [
             model.register_forward_pre_hook(self._enter, with_kwargs=True),
             model.register_forward_hook(self._leave, always_call=True),
-            *self._watch.attach(),
         ]
         for label, layer in self._layers.items():
             hook = partial(self._see_states, label)
@@ -108,25 +98,20 @@ class ActivationMonitor(OptionalMonitor):
             logged[f"activation_absmax/{block}"] = numbers.absmax
             logged[f"activation_kurtosis/{block}"] = numbers.kurtosis
             logged[f"activation_zeros/{block}"] = numbers.zeros
-        for layer, logit in self._logits.items():
-            logged[f"attention_logit_max/{layer}"] = logit
-        self._moments, self._logits = {}, {}
+        self._moments = {}
         return logged
 
     def unhook(self) -> None:
-        """Remove every hook, and look at no attention."""
+        """Remove every hook, and look at nothing."""
         super().unhook()
         self._leave()
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if model.training and self._counted is None and self._watch is not None:
+        if model.training and self._counted is None:
             self._counted, self._begun = counted_positions(model, kwargs), set()
-            self._watch.__enter__()
 
     def _leave(self, *_: Any) -> None:
-        if self._counted is not None and self._watch is not None:
-            self._counted = None
-            self._watch.__exit__(None, None, None)
+        self._counted = None
 
     def _see_states(
         self, label: str, _layer: nn.Module, args: Any, kwargs: Any, output: Any
@@ -147,19 +132,6 @@ class ActivationMonitor(OptionalMonitor):
         counted = None if counted is None else counted.to(states.device)
         with torch.autocast(states.device.type, enabled=False):
             self._moments.setdefault(block, []).append(moments(states, counted))
-
-    def _see_attention(self, seen: SeenAttention) -> None:
-        if self._counted is None:
-            return
-        label = seen.layer.removesuffix(".cross")
-        for logits, counted in seen.counted(counted_in(self._counted, label, seen.shape)):
-            if counted is not None:
-                logits = logits.masked_fill_(~counted[:, None, :, None], -math.inf)
-            largest = logits.amax()
-            before = self._logits.get(label)
-            if before is not None:
-                largest = torch.maximum(before, largest)
-            self._logits[label] = largest
 
 
 def _check(training: Training) -> None:

@@ -47,6 +47,7 @@ class AttentionMonitor(OptionalMonitor):
     | `attention_entropy/<layer>` | mean over its heads and queries, 0 to 1 |
     | `attention_entropy_min/<layer>` | of its lowest head |
     | `attention_max/<layer>` | the largest weight of a query, mean over heads and queries |
+    | `attention_logit_max/<layer>` | the largest that a softmax is taken of |
     | `attention_entropy_heads` | lists [layers][heads], in the log's history alone |
 
     A decoder's layer that looks at an encoder has these also for "decoder.0.cross". With several
@@ -70,7 +71,8 @@ class AttentionMonitor(OptionalMonitor):
 
     Paper: Zhai et al. 2023, Stabilizing Transformer Training by Preventing Attention Entropy
     Collapse, https://arxiv.org/abs/2303.06296, section 3. Differs: a share of the largest possible
-    entropy; the paper has no threshold.
+    entropy; the paper has no threshold. Logits that grow without bound: Dehghani et al. 2023,
+    Scaling Vision Transformers to 22 Billion Parameters, https://arxiv.org/abs/2302.05442, 3.1.1.
     """
 
     gap = 50  # of logged steps
@@ -193,12 +195,13 @@ class AttentionMonitor(OptionalMonitor):
         """The numbers of the last measured step."""
         found, self._found = self._found, {}
         logged: dict[str, float | list[Any]] = {}
-        for layer, (entropies, maxima) in found.items():
+        for layer, (entropies, maxima, logits) in found.items():
             logged[f"attention_entropy/{layer}"] = _mean(entropies)
             logged[f"attention_entropy_min/{layer}"] = min(entropies)
             logged[f"attention_max/{layer}"] = _mean(maxima)
+            logged[f"attention_logit_max/{layer}"] = max(logits)
         if found:
-            heads = [[round(e, 4) for e in entropies] for entropies, _ in found.values()]
+            heads = [[round(e, 4) for e in entropies] for entropies, *_ in found.values()]
             logged["attention_entropy_heads"] = heads
         return logged
 
@@ -209,9 +212,7 @@ class AttentionMonitor(OptionalMonitor):
         def see(seen: SeenAttention) -> None:
             for logits, own in seen.counted(counted_in(counted, seen.layer, seen.shape)):
                 part = attention_sums(logits, own)
-                before = sums.get(seen.layer)
-                both = part if before is None else map(torch.add, before, part)
-                sums[seen.layer] = AttentionSums(*both)
+                sums[seen.layer] = sums[seen.layer] | part if seen.layer in sums else part
 
         probe(training.model, batch, self._layers, see, is_whole=not _is_simple(training))
         return sums
@@ -261,11 +262,12 @@ def _example_for(model: Any) -> dict[str, Any] | None:
 
 
 def _read(sums: dict[str, AttentionSums]) -> dict[str, list[list[float]]]:
-    """Means over the queries, by layer: of the entropies and of the maxima of the heads."""
+    """By layer, of each head: means over the queries of entropy and maximum, the largest logit."""
     if not sums:
         return {}
     rows = [
-        torch.stack([s.entropy / s.number, s.maximum / s.number, s.number]) for s in sums.values()
+        torch.stack([s.entropy / s.number, s.maximum / s.number, s.largest, s.number])
+        for s in sums.values()
     ]
     rows = [row.to(rows[0].device) for row in rows]
     sizes = [row.shape[1] for row in rows]
@@ -273,10 +275,10 @@ def _read(sums: dict[str, AttentionSums]) -> dict[str, list[list[float]]]:
     found: dict[str, list[list[float]]] = {}
     start = 0
     for layer, size in zip(sums, sizes, strict=True):
-        entropies, maxima, queries = (numbers[start : start + size] for numbers in flat)
+        *means, queries = (numbers[start : start + size] for numbers in flat)
         start += size
         if all(queries):
-            found[layer] = [entropies, maxima]
+            found[layer] = means
     return found
 
 

@@ -6,13 +6,14 @@ naive side reads a number back for the gradient and the weight of every paramete
 deviation and maximum of every module's output, at every tenth step as well.
 
 Each side is a training of its own, of the preset, with the same rows and weights, in a thread. They
-take turns of one step, in an order that changes, while the others stand still. Every tenth step is
-measured and logged, so ten steps are a round: each of the ten counts with its median over the
-rounds, and the ratio is that of their sums; the first two rounds are not counted. "work" is the
-same of the processor time of all cores, which other processes disturb less.
+take turns of one step, in an order that changes, while the others stand still. At their defaults
+monitors measure what is cheap in every tenth step, and the rest in every fiftieth, so fifty steps
+are a round: each of the fifty counts with its median over the rounds, and the ratio is that of
+their sums. The first ten steps are not counted. "work" is the same of the processor time of all
+cores, which other processes disturb less. "plain again" is what the ratios are uncertain by.
 
-    python scripts/benchmarks/callbacks.py                    # 20 rounds: some minutes on two cores
-    python scripts/benchmarks/callbacks.py --rounds 3
+    python scripts/benchmarks/callbacks.py                    # 5 rounds: 7 minutes on two cores
+    python scripts/benchmarks/callbacks.py --rounds 1
     python scripts/benchmarks/callbacks.py --accumulation 2   # the noise scale among "everything"
     python scripts/benchmarks/callbacks.py --each             # every monitor by itself, too
 """
@@ -29,8 +30,8 @@ from typing import Any
 
 from hf_tfopt.allocator import tune_allocator
 
-TURN = 10  # steps
-WARMUP = 2  # rounds
+TURN = 10  # steps, from one log to the next
+ROUND = 50  # steps
 
 
 def naive() -> Any:
@@ -85,6 +86,7 @@ def sides(accumulation: int, has_each: bool) -> dict[str, Callable[[], list[Any]
     noise = [lambda: tfo.NoiseScale(every=TURN)] if accumulation > 1 else []
     found: dict[str, Callable[[], list[Any]]] = {
         "plain": lambda: [],
+        "plain again": lambda: [],
         "default": lambda: list(tfo.monitors()),
         "everything": lambda: [*tfo.monitors(every=TURN), *(make() for make in noise)],
         "naive": lambda: [naive()],
@@ -117,7 +119,7 @@ class Turns:
         for thread in threads:
             thread.start()
         names = list(self.may_run)
-        for turn in range(TURN * (self.rounds + WARMUP) + 1):  # in the first nothing but the start
+        for turn in range(1 + TURN + ROUND * self.rounds):  # in the first nothing but the start
             shift = turn % len(names)
             for name in names[shift:] + names[:shift]:
                 self.has_run.clear()
@@ -202,14 +204,14 @@ def trainer_for(
 
 
 def of_a_round(measured: list[float]) -> float:
-    """The sum over the ten steps of a round, each in the median over the rounds."""
-    steps = measured[1 + TURN * WARMUP :]
-    return sum(median(steps[position::TURN]) for position in range(TURN))
+    """The sum over the steps of a round, each in the median over the rounds."""
+    steps = measured[1 + TURN :]
+    return sum(median(steps[position::ROUND]) for position in range(ROUND))
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--accumulation", type=int, default=1, help="micro-batches of a step")
     parser.add_argument("--each", action="store_true", help="every monitor by itself, too")
     options = parser.parse_args(argv)
@@ -217,7 +219,7 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     overrides = {"device": "cpu", "gradient_accumulation_steps": str(options.accumulation)}
-    steps = TURN * (options.rounds + WARMUP + 2)
+    steps = TURN * 3 + ROUND * options.rounds
     everyone = sides(options.accumulation, options.each)
     turns = Turns(list(everyone), options.rounds)
     with tempfile.TemporaryDirectory() as name:
@@ -231,7 +233,7 @@ def main(argv: list[str] | None = None) -> None:
         turns.run(lambda side: trainers[side].train())
     result = {
         side: {
-            "milliseconds": 1e3 * of_a_round(turns.seconds[side]) / TURN,
+            "milliseconds": 1e3 * of_a_round(turns.seconds[side]) / ROUND,
             "time": of_a_round(turns.seconds[side]) / of_a_round(turns.seconds["plain"]),
             "work": of_a_round(turns.work[side]) / of_a_round(turns.work["plain"]),
             "last_loss": trainers[side].state.log_history[-1]["loss"],
@@ -239,7 +241,7 @@ def main(argv: list[str] | None = None) -> None:
         for side in everyone
     }
     width = max(map(len, result))
-    print(f"{torch.get_num_threads()} threads, {options.rounds} rounds of {TURN} steps")
+    print(f"{torch.get_num_threads()} threads, {options.rounds} rounds of {ROUND} steps")
     print(f"{'':{width}}{'ms a step':>11}{'time':>8}{'work':>8}{'last loss':>11}")
     for side, row in result.items():
         print(

@@ -1,6 +1,6 @@
 """Under torchrun: train with every callback in turn, replicated or sharded; see test_distributed.
 
-`python distributed_run.py OUT FOLDER {ddp,fsdp2} NAME ...` writes {name: {weights, logs, error}};
+`python distributed_run.py OUT FOLDER NAME ...` writes {kind: {name: {weights, logs, error}}};
 the name "" stands for no callback, "monitors" for all monitors together.
 """
 
@@ -55,6 +55,7 @@ def run(name: str, kind: str, folder: Path) -> dict[str, Any]:
         eval_steps=2,
     )
     trainer.train()
+    sharded = [p for p in model.parameters() if hasattr(p, "full_tensor")]
     whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
     weights = torch.cat([tensor.detach().flatten() for tensor in whole]).double()
     generator = torch.Generator().manual_seed(7)
@@ -63,18 +64,24 @@ def run(name: str, kind: str, folder: Path) -> dict[str, Any]:
         {key: value for key, value in entry.items() if isinstance(value, float)}
         for entry in history_of(trainer)
     ]
-    return {"weights": [weights.norm().item(), (weights @ direction).item()], "logs": logs}
+    numbers = [weights.norm().item(), (weights @ direction).item()]
+    return {"weights": numbers, "logs": logs, "is_sharded": bool(sharded)}
 
 
-def main(out: str, folder: str, kind: str, *names: str) -> None:
+def run_or_error(name: str, kind: str, folder: Path) -> dict[str, Any]:
+    try:
+        return run(name, kind, folder)
+    except Exception:
+        return {"error": traceback.format_exc()}
+
+
+def main(out: str, folder: str, *names: str) -> None:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    results: dict[str, Any] = {}
-    for name in names:
-        try:
-            results[name] = run(name, kind, Path(folder))
-        except Exception:
-            results[name] = {"error": traceback.format_exc()}
+    results: dict[str, Any] = {
+        kind: {name: run_or_error(name, kind, Path(folder) / kind) for name in names}
+        for kind in ("ddp", "fsdp2")
+    }
     every: list[Any] = [None] * dist.get_world_size() if dist.is_initialized() else [results]
     if dist.is_initialized():
         dist.all_gather_object(every, results)

@@ -1,6 +1,6 @@
 """Under torchrun: a fault in one process is left out by all; see test_stability_split.
 
-`python guarded_run.py OUT FOLDER {ddp,fsdp2}` writes what every process ended with.
+`python guarded_run.py OUT FOLDER` writes what every process ended with, replicated and sharded.
 """
 
 import json
@@ -55,16 +55,21 @@ def guarded(kind: str, folder: Path, action: Any, place: str) -> dict[str, Any]:
     }
 
 
-def main(out: str, folder: str, kind: str) -> None:
-    warnings.simplefilter("ignore")
+def guarded_each(kind: str, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, (action, place) in CASES.items():
         if kind == "fsdp2" and place == "weight":
             continue  # a fault in a shard needs another injection
         try:
-            found[name] = guarded(kind, Path(folder) / name, action, place)
+            found[name] = guarded(kind, folder / f"{kind}-{name}", action, place)
         except Exception:
             found[name] = {"error": traceback.format_exc()}
+    return found
+
+
+def main(out: str, folder: str) -> None:
+    warnings.simplefilter("ignore")
+    found = {kind: guarded_each(kind, Path(folder)) for kind in ("ddp", "fsdp2")}
     every: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(every, found)
     if dist.get_rank() == 0:

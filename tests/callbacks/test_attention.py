@@ -119,6 +119,44 @@ def test_entropies_are_those_of_the_hosts_eager_weights(name: str, tmp_path: Pat
         assert logged[f"attention_max/{layer}"] == pytest.approx(largest, abs=2e-5)
 
 
+def logits_by_hand(model: Any, batch: dict[str, torch.Tensor]) -> list[float]:
+    """BERT's largest logit of each layer, from the queries and keys."""
+    found: list[torch.Tensor] = []
+
+    def see(module: Any, args: Any, output: Any) -> None:
+        states = args[0]
+        shape = (*states.shape[:2], module.num_attention_heads, -1)
+        q, k = (m(states).view(shape).transpose(1, 2) for m in (module.query, module.key))
+        logits = q @ k.mT * module.scaling
+        kept = batch["attention_mask"].bool()
+        found.append(logits[(kept[:, None, :, None] & kept[:, None, None]).expand_as(logits)].max())
+
+    layers = model.bert.encoder.layer
+    handles = [layer.attention.self.register_forward_hook(see) for layer in layers]
+    with torch.no_grad():
+        model(**batch)
+    for handle in handles:
+        handle.remove()
+    return [value.item() for value in found]
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "unpadded", "flex_attention"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_largest_logit(implementation: str, bf16: bool, tmp_path: Path) -> None:
+    model = sharpened(tiny("bert"))
+    batch = padded_batch(batch_for(model), LENGTHS)
+    expected = logits_by_hand(model, batch)
+    if implementation == "unpadded":
+        tfo.unpadded_attention(model)
+    else:  # flex attention runs in a probe only, where it is eager
+        model.config._attn_implementation_internal = implementation
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        logged = monitored(model, batch, tmp_path)
+    found = [logged[f"attention_logit_max/encoder.{layer}"] for layer in (0, 1)]
+    # bf16 has 8 bits; of the second layer's states too
+    assert found == pytest.approx(expected, rel=0.03 if bf16 else 1e-5)
+
+
 @pytest.mark.parametrize("implementation", ["eager", "unpadded", "flex_attention"])
 def test_other_implementations_show_the_same(implementation: str, tmp_path: Path) -> None:
     model = sharpened(tiny("bert"))

@@ -14,27 +14,35 @@ from tests.callbacks.examples import EXAMPLES
 from tests.callbacks.test_contract import MONITORS
 
 INTERVENTIONS = [name for name in EXAMPLES if name not in MONITORS]
+KINDS = ["ddp", "fsdp2"]
 NAMES = ["", "monitors", *INTERVENTIONS]
 # fp32 sums in another order, through four updates of AdamW
 TOLERANCE = 2e-5
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp2"])
-def every_process(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> list[dict[str, Any]]:
+@pytest.fixture(scope="module")
+def both_kinds(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes makes of every callback, in one start."""
-    folder = tmp_path_factory.mktemp(request.param)
-    save_model(folder)
+    folder = tmp_path_factory.mktemp("both")
+    for kind in KINDS:
+        save_model(folder / kind)
     out = folder / "out.json"
     program = [str(Path(__file__).with_name("distributed_run.py")), str(out), str(folder)]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     port = ["--master_port", str(28500 + os.getpid() % 1000)]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    command = [*launch, *port, *program, request.param, *NAMES]
+    command = [*launch, *port, *program, *NAMES]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def every_process(
+    request: pytest.FixtureRequest, both_kinds: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Those of one kind."""
+    return [results[request.param] for results in both_kinds]
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +65,11 @@ def test_two_processes_do_what_one_does(
     for found, expected in zip(ours["logs"], alone[name]["logs"], strict=True):
         assert found.keys() == expected.keys()
         assert found["loss"] == pytest.approx(expected["loss"], rel=TOLERANCE)
+
+
+def test_one_kind_is_sharded(both_kinds: list[dict[str, Any]]) -> None:
+    for results in both_kinds:
+        assert [results[kind][""]["is_sharded"] for kind in KINDS] == [False, True]
 
 
 @pytest.mark.invariant

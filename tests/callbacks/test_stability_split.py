@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,19 +15,26 @@ from tests.models import tiny
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_all_processes_leave_the_step_out(kind: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def every_process(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes ended with, in one start."""
+    folder = tmp_path_factory.mktemp("guarded")
     torch.manual_seed(0)
-    tiny("bert").save_pretrained(tmp_path / "model")
-    out = tmp_path / "out.json"
+    tiny("bert").save_pretrained(folder / "model")
+    out = folder / "out.json"
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     port = ["--master_port", str(29500 + os.getpid() % 1000)]
     script = str(Path(__file__).with_name("guarded_run.py"))
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*launch, *port, script, str(out), str(tmp_path), kind]
+    command = [*launch, *port, script, str(out), str(folder)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[:3000]
-    one, other = json.loads(out.read_text())
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_all_processes_leave_the_step_out(kind: str, every_process: list[dict[str, Any]]) -> None:
+    one, other = (found[kind] for found in every_process)
     assert len(one) == (3 if kind == "fsdp2" else 4)
     for name, found in one.items():
         assert "error" not in found, found["error"]
