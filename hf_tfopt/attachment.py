@@ -10,8 +10,11 @@ from transformers import Trainer, TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_utils import unwrap_peft_model
 
+from hf_tfopt.batch_slot import adopt_batches
 from hf_tfopt.callback_host import become_host
+from hf_tfopt.callbacks.base import Callback
 from hf_tfopt.callbacks.evaluation_weights import EvaluationWeights
+from hf_tfopt.data.batch_plan import BatchPlan
 from hf_tfopt.losses.for_trainer import loss_func
 from hf_tfopt.losses.reduction import IGNORE_INDEX
 from hf_tfopt.objectives.base import Objective
@@ -33,8 +36,10 @@ def attach(
     callbacks: Iterable[TrainerCallback] = (),
     schedule: ScheduleSpec | str | None = None,
     objective: Objective | str | None = None,
+    sampler: BatchPlan | None = None,
+    curriculum: BatchPlan | Callback | None = None,
 ) -> Trainer:
-    """Give an existing Trainer an exact loss or an objective, our callbacks, a schedule, in place.
+    """Give an existing Trainer an exact loss or an objective and what else is ours, in place.
 
     Equals constructing it with `compute_loss_func=loss, callbacks=callbacks`, but the callbacks
     come before the reporters, and a collator that needs to know the epoch is told. An objective
@@ -47,6 +52,8 @@ def attach(
         callbacks: put in front of those it has, once each.
         schedule: `tfo.schedule(...)` or a name of `SCHEDULES`; None: the one it has.
         objective: as of `TfoptTrainer`, in place of a loss.
+        sampler: as of `TfoptTrainer`.
+        curriculum: as of `TfoptTrainer`.
 
     Returns:
         The same trainer.
@@ -93,6 +100,7 @@ def attach(
     adopt_evaluation_weights(trainer)
     become_host(trainer)
     adopt_callbacks(trainer)
+    adopt_batches(trainer, sampler, curriculum)
     return trainer
 
 

@@ -1,10 +1,15 @@
-"""A Trainer that knows our callbacks: where they stand, and that they let go when training ends."""
+"""A Trainer that knows our callbacks and batch plans, which have no slot in the host's."""
 
+from collections.abc import Iterator
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import Trainer
 
+from hf_tfopt.batch_slot import collected, planned
 from hf_tfopt.callbacks.base import Callback
+from hf_tfopt.data.batch_plan import BatchPlan
 from hf_tfopt.slots import adopt_callbacks
 
 
@@ -12,6 +17,7 @@ class HostsCallbacks(Trainer):
     """The host's Trainer; our callbacks are put in their places, and let go of however it ends."""
 
     resumed_from: Any = None  # what `train` was told to go on from
+    batch_plan: BatchPlan | None = None
 
     def add_callback(self, callback: Any) -> None:
         """The host's; one of ours is put where its numbers reach the trackers."""
@@ -28,6 +34,21 @@ class HostsCallbacks(Trainer):
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, Callback):
                     callback.release()
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The host's micro-batches of a step, as our callbacks want them; then their items."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        wanted = collected(self, batches)
+        if wanted is batches:
+            return batches, num_items
+        return wanted, self._get_num_items_in_batch(wanted, device)
+
+    # private in the host (5.23, trainer.py:1071), which has no slot for samplers
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        plan = self.batch_plan
+        return super()._get_train_sampler(train_dataset) if plan is None else planned(self, plan)
 
 
 def become_host(trainer: Trainer) -> None:

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from transformers import Seq2SeqTrainer
 from transformers.trainer_utils import unwrap_peft_model
 
+from hf_tfopt.batch_slot import adopt_batches
 from hf_tfopt.callback_host import HostsCallbacks
+from hf_tfopt.callbacks.base import Callback
+from hf_tfopt.data.batch_plan import BatchPlan
 from hf_tfopt.losses.reduction import TermTotals, combine, has_target
 from hf_tfopt.objective_slot import (
     bind_before_optimizer,
@@ -49,6 +52,8 @@ class TfoptMixin(HostsCallbacks):
             `LanguageModeling`, `Classification` and `ModelLoss` that equals it on the first batch,
             and the host's way if none does, aloud. A name of `OBJECTIVES`. None: the host's way.
         schedule: `tfo.schedule(...)` or a name of `SCHEDULES`; None: the host's own.
+        sampler: which rows make up each batch, one of `SAMPLERS`; None: the host's random order.
+        curriculum: a `LengthCurriculum`, or a sampler that is one.
         args: the arguments of the Trainer that follows.
 
     Raises:
@@ -61,6 +66,8 @@ class TfoptMixin(HostsCallbacks):
         *args: Any,
         objective: Objective | str | None = "auto",
         schedule: ScheduleSpec | str | None = None,
+        sampler: BatchPlan | None = None,
+        curriculum: BatchPlan | Callback | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
@@ -70,6 +77,7 @@ class TfoptMixin(HostsCallbacks):
         adopt_data(self)
         adopt_evaluation_weights(self)
         adopt_callbacks(self)
+        adopt_batches(self, sampler, curriculum)
 
     def adopt_objective(self, objective: Objective | str | None) -> None:
         """Train this objective from now on; "auto" chooses one with the first batch.

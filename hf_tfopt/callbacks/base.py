@@ -34,8 +34,8 @@ class Callback(TrainerCallback):
     else a callback keeps begins with an underscore; its options are attributes without one, by
     which it is known again.
 
-    A subclass overrides what it needs of `begin`, `before_step`, `gradients`, `updated`, `stepped`,
-    `kept`, `put_back`, `ended`, `release` and `scalars`.
+    A subclass overrides what it needs of `begin`, `collected`, `before_step`, `gradients`,
+    `updated`, `stepped`, `kept`, `put_back`, `ended`, `release` and `scalars`.
     """
 
     needs_gradients = False  # whole tensors with gradients, which some engines hide
@@ -81,6 +81,14 @@ class Callback(TrainerCallback):
 
     def begin(self, training: Training) -> None:
         """Before the first step of this process, with `remembered` as it was left."""
+
+    def collected(self, training: Training, batches: list[Any]) -> list[Any]:
+        """Before a step: the micro-batches to train on in the place of these, just as many.
+
+        Their items are counted afterwards, so that the loss is that of a dataset which had them so.
+        Called for callbacks that a Trainer of ours knows of (`trainer` is set) alone.
+        """
+        return batches
 
     def before_step(self, training: Training) -> None:
         """Before the first micro-batch of a step."""

@@ -1,4 +1,4 @@
-"""A training dataset that is another one in every epoch is told which epoch it is."""
+"""A training dataset and its batches, which may be others in every epoch, are told the epoch."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class DatasetEpochs(TrainerCallback):
-    """Calls the training dataset's `set_epoch`, if it has one, before each epoch.
+    """Calls `set_epoch` of the training dataset and the batch sampler before each epoch.
 
     accelerate does so only in one process, and not in an epoch that a resumed run begins with
     (1.15, data_loader.py, `DataLoaderShard.set_epoch`: a sampler of its own comes first).
@@ -25,6 +25,11 @@ class DatasetEpochs(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Tell the epoch that begins, or that a resumed run goes on with."""
-        set_epoch = getattr(getattr(train_dataloader, "dataset", None), "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(int(state.epoch or 0))
+        told: list[Any] = [getattr(train_dataloader, "dataset", None)]
+        sampler = getattr(train_dataloader, "batch_sampler", None)
+        while sampler is not None:  # accelerate's own are around it
+            told.append(sampler)
+            sampler = getattr(sampler, "batch_sampler", None)
+        for each in told:
+            if hasattr(each, "set_epoch"):
+                each.set_epoch(int(state.epoch or 0))

@@ -113,6 +113,14 @@ def _moment(seed: int, epoch: int) -> Words:
     return mix(start + np.uint64(epoch & _64_BITS))
 
 
+def shuffled(size: int, *key: int) -> Integers:
+    """The numbers below `size`, in an order of their own for every key of any integers."""
+    state = np.zeros(1, dtype=np.uint64)
+    for word in key:
+        state = mix(state + np.uint64((word * int(_GOLDEN) + 1) & _64_BITS))
+    return mix(state + np.arange(size, dtype=np.uint64) * _GOLDEN).argsort(kind="stable")
+
+
 def bits(keys: Words, rows: Integers, counters: Integers) -> Words:
     """64 random bits per (row, counter): `mix(keys[row] + counter * golden)`."""
     x = counters.view(np.uint64) * _GOLDEN

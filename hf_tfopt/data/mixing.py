@@ -9,10 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from hf_tfopt.data.epoch_clock import EpochClock
-from hf_tfopt.data.keyed_bits import Integers
-from hf_tfopt.data.keyed_bits import mix as hashed
-
-_GOLDEN = 0x9E3779B97F4A7C15  # splitmix64's increment
+from hf_tfopt.data.keyed_bits import Integers, shuffled
 
 
 def mix(
@@ -174,14 +171,7 @@ def draws(size: int, quota: int, epoch: int, seed: int, name: str) -> Integers:
     """
     start, end = epoch * quota, (epoch + 1) * quota
     passes = range(start // size, (end - 1) // size + 1)
-    rows = np.concatenate([_permutation(size, seed, name, number) for number in passes])
+    task = zlib.crc32(name.encode())
+    rows = np.concatenate([shuffled(size, seed, task, number) for number in passes])
     first = start - passes[0] * size
     return rows[first : first + quota]
-
-
-def _permutation(size: int, seed: int, name: str, number: int) -> Integers:
-    key = np.zeros(1, dtype=np.uint64)
-    for word in (seed, zlib.crc32(name.encode()), number):
-        key = hashed(key + np.uint64((word * _GOLDEN + 1) % (1 << 64)))
-    keys = hashed(key + np.arange(size, dtype=np.uint64) * np.uint64(_GOLDEN))
-    return keys.argsort(kind="stable")
