@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
+from transformers.trainer_utils import unwrap_peft_model
 
 KINDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 PLACES = ("loss", "gradient", "activation", "weight")
@@ -30,7 +31,7 @@ class Fault(TrainerCallback):
 
     def into(self, trainer: Any) -> "Fault":
         """Take hold of a trainer."""
-        self.model = trainer.model
+        self.model = unwrap_peft_model(trainer.model)
         own = trainer.compute_loss
 
         def compute_loss(*args: Any, **options: Any) -> Any:
@@ -42,7 +43,8 @@ class Fault(TrainerCallback):
         trainer.compute_loss = compute_loss
         layer = self.model.base_model.encoder.layer[1].output
         layer.register_forward_hook(self._activation)
-        layer.dense.weight.register_hook(self._gradient)
+        if layer.dense.weight.requires_grad:
+            layer.dense.weight.register_hook(self._gradient)
         trainer.callback_handler.callbacks.insert(0, self)
         return self
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
 import hf_tfopt as tfo
 from tests.callbacks.examples import EXAMPLES
 from tests.callbacks.faults import Fault
 from tests.callbacks.runs import history_of, trainer_with, weights_of
+from tests.models import tiny
 from tests.references.averaging import tail_average
 
 
@@ -42,15 +44,24 @@ class Trail(TrainerCallback):
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_every_callback_goes_on_behind_a_guard_with_a_fault(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_adapted", [False, True], ids=["whole", "lora-bf16"])
+def test_every_callback_goes_on_behind_a_guard_with_a_fault(
+    name: str, is_adapted: bool, tmp_path: Path
+) -> None:
     """Given in the wrong order; the first step but one is left out."""
-    trainer = trainer_with(tmp_path, [EXAMPLES[name](), tfo.StabilityGuard("rollback")])
+    model: Any = tiny("bert")
+    if is_adapted:
+        model = get_peft_model(model, LoraConfig(target_modules=["query", "dense"]))
+    callbacks = [EXAMPLES[name](), tfo.StabilityGuard("rollback")]
+    trainer = trainer_with(tmp_path, callbacks, model=model, bf16=is_adapted)
     Fault("loss", math.nan, (2,)).into(trainer)
-    before = weights_of(trainer.model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     trainer.train()
     assert trainer.state.global_step == 4
-    after = weights_of(trainer.model)
-    assert after.isfinite().all() and not torch.equal(before, after)
+    assert weights_of(model).isfinite().all()
+    kept = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
+    assert frozen <= kept < before.keys()
     for entry in history_of(trainer)[2:]:
         numbers = [value for value in entry.values() if isinstance(value, float)]
         assert all(map(math.isfinite, numbers)), entry
