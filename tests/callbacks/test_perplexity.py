@@ -48,7 +48,7 @@ def test_it_is_exact_over_all_tokens_since_the_last_log(tmp_path: Path) -> None:
         (tfo.LanguageModeling(class_weights=[2.0] * 97), False),
         (tfo.FGM(tfo.LanguageModeling()), False),
     ],
-    ids=lambda value: str(value),
+    ids=["plain", "smoothed", "z-loss", "focal", "weighted", "perturbed"],
 )
 def test_it_is_told_of_the_plain_loss_alone(objective: Any, is_told: bool, tmp_path: Path) -> None:
     trainer = trainer_with(tmp_path, max_steps=1)
