@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from copy import copy
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from hf_tfopt.data.keyed_bits import Flags, example_keys
 from hf_tfopt.data.masking import choose_targets, set_apart
 from hf_tfopt.data.masking_rule import MaskingRule, check_rate
 from hf_tfopt.data.model_inputs import ModelFacts, model_inputs
+from hf_tfopt.data.training_view import training_view
 from hf_tfopt.data.words import num_ids, word_tables
 
 
@@ -141,7 +141,7 @@ class MaskedLMCollator(TrainerCallback):
         if args.dataloader_persistent_workers:
             # their seed, drawn once in a run and once again in a resumed one, would move dropout's
             loader.generator = torch.Generator().manual_seed(args.seed + args.process_index)
-        view = _training_view(loader.collate_fn, self)
+        view = training_view(loader.collate_fn, self)
         if view is not None:
             loader.collate_fn = view
         else:
@@ -204,21 +204,3 @@ def _rule(tokenizer: Any, unit: str, mask_fraction: float, random_fraction: floa
     return MaskingRule(
         unit, maskable, replacements, tokenizer.mask_token_id, mask_fraction, random_fraction
     )
-
-
-def _training_view(found: Any, collator: MaskedLMCollator) -> Any:
-    """What `found` is, with `collator.for_training` in the place of `collator`; None if not in it.
-
-    Wrappers are copied, as evaluation may use the same ones: the host's `RemoveColumnsCollator`
-    (where the dataset is not of `datasets`), and those of `tfo.attach`.
-    """
-    if found is collator:
-        return collator.for_training
-    for name in ("data_collator", "collator"):
-        inner = getattr(found, name, None)
-        view = None if inner is None else _training_view(inner, collator)
-        if view is not None:
-            wrapper = copy(found)
-            setattr(wrapper, name, view)
-            return wrapper
-    return None

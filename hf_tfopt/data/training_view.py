@@ -1,0 +1,26 @@
+"""Where a collator sits in a DataLoader, and how it comes to make other batches for training."""
+
+from copy import copy
+from typing import Any
+
+
+def training_view(found: Any, collator: Any) -> Any:
+    """What `found` is, with `collator.for_training` in the place of `collator`; None if not in it.
+
+    Wrappers are copied, as evaluation may use the same ones: the host's `RemoveColumnsCollator`
+    (where the dataset is not of `datasets`), and those of `tfo.attach`.
+
+    Args:
+        found: the `collate_fn` of a DataLoader.
+        collator: one with a method `for_training`.
+    """
+    if found is collator:
+        return collator.for_training
+    for name in ("data_collator", "collator"):
+        inner = getattr(found, name, None)
+        view = None if inner is None else training_view(inner, collator)
+        if view is not None:
+            wrapper = copy(found)
+            setattr(wrapper, name, view)
+            return wrapper
+    return None
