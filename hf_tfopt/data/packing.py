@@ -1,27 +1,35 @@
 """Packing: whole examples into full rows, and what keeps the examples of a row apart.
 
-`best_fit` chooses the rows and `pack` builds them from Arrow's buffers; `segment_lengths` finds the
+`best_fit` chooses the rows and `pack` builds them, group by group; `segment_lengths` finds the
 examples of a row again and `attention_inputs` keeps them apart (both are in `data/segments.py`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 from datasets.fingerprint import Hasher
-from datasets.table import InMemoryTable
 from numpy.typing import NDArray
 
-from hf_tfopt.data.columns import NO_WORD, WORD_IDS
+from hf_tfopt.data.columns import WORD_IDS
+from hf_tfopt.data.packed_table import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    list_lengths,
+    packed_features,
+    packed_table,
+)
 from hf_tfopt.data.segments import attention_inputs, segment_lengths
 from hf_tfopt.registry import nearest
 
 __all__ = ["attention_inputs", "best_fit", "fullness", "pack", "segment_lengths"]
 
-# Tokens gathered at a time: bounds the int64 index, and keeps Arrow's 32-bit list offsets in range.
-_TOKENS_PER_CHUNK = 1 << 24
+# A group is packed by itself. It bounds the memory that packing needs, and keeps its reads together
+# on disk; with a thousand rows or more, the last ones left half empty do not count.
+_TOKENS_PER_GROUP = 1 << 22
+_ROWS_PER_GROUP = 1 << 10
 
 
 def best_fit(lengths: NDArray[Any], capacity: int) -> list[NDArray[np.int64]]:
@@ -86,7 +94,7 @@ def _check_lengths(lengths: NDArray[np.int64], capacity: int) -> None:
     empty = np.flatnonzero(lengths < 1)
     if len(empty):
         raise ValueError(
-            f"{len(empty)} of {len(lengths)} examples have no tokens (the first is example "
+            f"{len(empty)} of {len(lengths)} examples are empty or missing (the first is example "
             f"{empty[0]}): leave them out"
         )
 
@@ -97,12 +105,22 @@ def pack(
     *,
     seed: int = 0,
     columns: Sequence[str] = ("token_type_ids", WORD_IDS),
+    num_proc: int | None = None,
+    keep_in_memory: bool = False,
 ) -> datasets.Dataset:
     """Put whole examples into rows of up to `max_length` tokens.
 
     A row is the concatenation of its examples; its `position_ids` restart at 0 with each of them,
-    which is all that `segment_lengths` needs to find them again. The order of the rows is random
-    but fixed by `seed`, since the order of packing goes with length.
+    which is all that `segment_lengths` needs to find them again.
+
+    Groups of consecutive examples, some four million tokens each, are packed one by one, so that a
+    corpus larger than memory can be: what is held is a group, and 8 bytes for each example. Within
+    a group the order of the rows is random but fixed by `seed`, since the order of packing goes
+    with length.
+
+    As with `Dataset.map`, the rows of a dataset on disk are written next to its file and are found
+    there by the next call with the same dataset and options, in this process or another; those of
+    a dataset in memory stay in memory.
 
     Args:
         dataset: tokenized examples: a column `input_ids` of lists.
@@ -110,130 +128,104 @@ def pack(
         seed: of the order of the rows.
         columns: further columns with one number per token to take along, where the dataset has
             them; all others are left behind.
+        num_proc: processes that pack groups; with any number the rows are the same.
+        keep_in_memory: write nothing to disk.
 
     Returns:
-        A dataset in memory with `input_ids`, `position_ids` (int32) and `columns`.
+        A dataset with `input_ids`, `position_ids` (int32) and `columns`.
 
     Raises:
         ValueError: no examples, no column `input_ids`, something other than lists of whole numbers
-            in it, an example that is empty, padded or longer than `max_length`.
+            from 0 in it, an example that is empty, padded or longer than `max_length`, a transform.
 
     Paper: Krell et al. 2021, https://arxiv.org/abs/2107.02027. Differs: see `best_fit`.
     """
-    _check_dataset(dataset)
-    ids, starts, lengths = _token_lists(dataset, "input_ids")
-    if not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"column 'input_ids' holds lists of {ids.dtype}, not of token ids")
-    sources = {"input_ids": (ids, starts)}
-    for name in [name for name in columns if name in dataset.column_names]:
-        values, column_starts, column_lengths = _token_lists(dataset, name)
-        if not np.array_equal(column_lengths, lengths):
-            raise ValueError(f"column {name!r} has not one value per token of 'input_ids'")
-        sources[name] = (values, column_starts)
-    rows = best_fit(lengths, max_length)
-    rows = [rows[row] for row in np.random.default_rng(seed).permutation(len(rows))]
-    batches = [_arrow_rows(chunk, sources, lengths) for chunk in _chunks(rows, max_length)]
+    lengths = _token_counts(dataset)
+    _check_lengths(lengths, max_length)
+    names = [INPUT_IDS, *(name for name in columns if name in dataset.column_names)]
     given: Any = dataset  # what datasets keeps of a dataset's origin is not public
-    origin = Hasher.hash(("pack", given._fingerprint, max_length, seed, tuple(sources)))
-    table = InMemoryTable(pa.Table.from_batches(batches))
-    return datasets.Dataset(table, split=dataset.split, fingerprint=origin)
+    # The number stands for how rows are made: a file made otherwise must not be found.
+    origin = Hasher.hash(("pack 2", given._fingerprint, max_length, seed, names))
+    read = [*names, *({ATTENTION_MASK} & set(dataset.column_names))]
+    groups = _groups(lengths, max_length, dataset.split)
+    on_disk = bool(dataset.cache_files) and not keep_in_memory
+    return groups.map(
+        _pack_group,
+        with_indices=True,
+        batched=True,
+        batch_size=1,
+        fn_kwargs={
+            "source": dataset.select_columns(read).with_format("arrow"),
+            "max_length": max_length,
+            "seed": seed,
+        },
+        remove_columns=groups.column_names,
+        features=packed_features(dataset, names),
+        writer_batch_size=len(lengths),  # a group is one piece of the file
+        keep_in_memory=not on_disk,
+        cache_file_name=given._get_cache_file_path(origin) if on_disk else None,
+        new_fingerprint=origin,
+        num_proc=num_proc if num_proc is None else min(num_proc, len(groups)),
+        desc="Packing groups",
+    )
 
 
-def _check_dataset(dataset: Any) -> None:
+def _groups(lengths: NDArray[np.int64], max_length: int, split: Any) -> datasets.Dataset:
+    """The first example of each group and the one after its last; groups of equally many tokens."""
+    before = np.cumsum(lengths) - lengths
+    total = int(lengths.sum())
+    size = max(_TOKENS_PER_GROUP, _ROWS_PER_GROUP * max_length)
+    group = before * max(1, round(total / size)) // total
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(group)) + 1])
+    ends = [*starts[1:], len(lengths)]
+    return datasets.Dataset.from_dict({"start": starts, "end": ends}, split=split)
+
+
+def _pack_group(
+    group: Mapping[str, Sequence[int]],
+    number: Sequence[int],
+    source: Any,
+    max_length: int,
+    seed: int,
+) -> pa.Table:
+    start, end = group["start"][0], group["end"][0]
+    examples = source[start:end]
+    rows = best_fit(list_lengths(examples.column(INPUT_IDS)), max_length)
+    order = np.random.default_rng([seed, number[0]]).permutation(len(rows))
+    return packed_table(examples, [rows[row] for row in order], start)
+
+
+def _token_counts(dataset: Any) -> NDArray[np.int64]:
+    """Of each example; raises ValueError for a dataset that has none."""
     if not isinstance(dataset, datasets.Dataset):
         raise ValueError(
             f"pack takes one datasets.Dataset, not a {type(dataset).__name__}: "
             "pack each split by itself, for instance pack(splits['train'], max_length)"
         )
-    if "input_ids" not in dataset.column_names:
+    if INPUT_IDS not in dataset.column_names:
         raise ValueError(
-            f"there is no column 'input_ids'{nearest('input_ids', dataset.column_names)}: tokenize "
+            f"there is no column 'input_ids'{nearest(INPUT_IDS, dataset.column_names)}: tokenize "
             f"before packing; columns: {', '.join(dataset.column_names)}"
         )
     if not len(dataset):
         raise ValueError("there is nothing to pack: the dataset has no examples")
-    if "attention_mask" in dataset.column_names:
-        mask, starts, lengths = _token_lists(dataset, "attention_mask")
-        if not _gather(mask, starts, lengths).all():
-            raise ValueError(
-                "the examples are padded (zeros in 'attention_mask'): tokenize with padding=False"
-            )
-
-
-def _token_lists(
-    dataset: datasets.Dataset, name: str
-) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]:
-    """A column of lists as (all values, where each example starts, its length), without a copy.
-
-    Only the joining of several chunks copies; a selection or a shuffle chooses among the starts.
-    """
-    parts = [_chunk_lists(name, chunk) for chunk in dataset.data.column(name).chunks if len(chunk)]
-    values = [part for part, _ in parts]
-    begins = np.cumsum([0, *(len(part) for part in values)])
-    starts = np.concatenate([e[:-1] + b for (_, e), b in zip(parts, begins, strict=False)])
-    lengths = np.concatenate([np.diff(ends) for _, ends in parts])
+    if dataset.format["type"] == "custom":
+        raise ValueError(
+            "the dataset has a transform (set_transform or with_transform), which packing would "
+            "skip: run it once with dataset.map"
+        )
+    packed_features(dataset, [INPUT_IDS])
+    lengths = list_lengths(dataset.data.column(INPUT_IDS))
     given: Any = dataset  # the indices of a selection are not public
-    if given._indices is not None:
-        chosen = given._indices.column(0).to_numpy()
-        starts, lengths = starts[chosen], lengths[chosen]
-    return values[0] if len(values) == 1 else np.concatenate(values), starts, lengths
-
-
-def _chunk_lists(name: str, chunk: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The values of one Arrow array of lists, and the n + 1 ends of its n lists among them."""
-    kind = chunk.type
-    if pa.types.is_fixed_size_list(kind):
-        chunk = chunk.cast(pa.large_list(kind.value_type))
-    elif not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-        raise ValueError(f"column {name!r} holds {kind}, not lists of numbers")
-    ends = chunk.offsets.to_numpy().astype(np.int64)
-    values = chunk.values.slice(ends[0], ends[-1] - ends[0])
-    if name == WORD_IDS and values.null_count:
-        values = values.fill_null(NO_WORD)
-    if chunk.null_count or values.null_count:
-        raise ValueError(f"column {name!r} has missing values")
-    return cast(NDArray[Any], values.to_numpy(zero_copy_only=True)), ends - ends[0]
-
-
-def _chunks(rows: list[NDArray[np.int64]], max_length: int) -> Iterator[list[NDArray[np.int64]]]:
-    step = max(1, _TOKENS_PER_CHUNK // max_length)
-    for first in range(0, len(rows), step):
-        yield rows[first : first + step]
-
-
-def _arrow_rows(
-    rows: list[NDArray[np.int64]],
-    sources: Mapping[str, tuple[NDArray[Any], NDArray[np.int64]]],
-    lengths: NDArray[np.int64],
-) -> pa.RecordBatch:
-    """The rows as Arrow lists made of offsets and values; `lengths` is of all examples."""
-    examples = np.concatenate(rows)
-    lengths = lengths[examples]
-    ends = np.cumsum(lengths)
-    last_of_row = np.cumsum([len(row) for row in rows]) - 1
-    offsets = pa.array(np.concatenate([[0], ends[last_of_row]]), pa.int32())
-    positions = (np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)).astype(np.int32)
-    columns = {name: _gather(v, starts[examples], lengths) for name, (v, starts) in sources.items()}
-    columns = {"input_ids": columns.pop("input_ids"), "position_ids": positions, **columns}
-    arrays = [pa.ListArray.from_arrays(offsets, pa.array(values)) for values in columns.values()]
-    return pa.RecordBatch.from_arrays(arrays, names=list(columns))
-
-
-def _gather(
-    values: NDArray[Any], starts: NDArray[np.int64], lengths: NDArray[np.int64]
-) -> NDArray[Any]:
-    """`concatenate([values[s : s + n] for s, n in zip(starts, lengths)])`."""
-    ends = np.cumsum(lengths)
-    return values[np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)]
+    return lengths if given._indices is None else lengths[given._indices.column(0).to_numpy()]
 
 
 def fullness(dataset: datasets.Dataset, max_length: int) -> float:
     """The share of the places in rows of `max_length` that hold a token.
 
     Args:
-        dataset: rows with a column `input_ids`, packed or not.
+        dataset: rows with a column `input_ids`, packed or not, without padding.
         max_length: tokens that a row could hold.
     """
-    _check_dataset(dataset)
-    _, _, lengths = _token_lists(dataset, "input_ids")
+    lengths = _token_counts(dataset)
     return float(lengths.sum() / (len(lengths) * max_length))

@@ -6,6 +6,7 @@ from itertools import islice, pairwise
 from typing import Any, TypeVar
 
 import datasets
+from datasets.fingerprint import Hasher
 from datasets.utils import is_progress_bar_enabled
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer, PreTrainedTokenizerBase
@@ -90,6 +91,7 @@ def tokenize(
     text_column: str = "text",
     min_tokens: int = 2,
     num_proc: int | None = None,
+    keep_in_memory: bool = False,
 ) -> _Dataset:
     """Examples of at most `max_length` token ids, each from one document; the column "input_ids".
 
@@ -98,6 +100,10 @@ def tokenize(
     what the tokenizer puts around a text (`[CLS]` and `[SEP]`, or nothing). A special token's name
     in a document is text like any other: `[MASK]` in it is no mask.
 
+    As with `Dataset.map`, the examples of documents on disk are written next to their file, piece
+    by piece, and are found there by the next call with the same documents, options, and tokenizer,
+    wherever that was read from; those of documents in memory stay in memory.
+
     Args:
         dataset: documents; a stream (`IterableDataset`) gives a stream.
         tokenizer: any tokenizer of `transformers`.
@@ -105,10 +111,13 @@ def tokenize(
         text_column: the column that has the documents.
         min_tokens: documents with fewer tokens are left out: the default asks for a masked token
             to have a neighbour that it can be told from. Special tokens do not count.
-        num_proc: processes that tokenize; fast tokenizers use every core from one. Not for streams.
+        num_proc: processes that tokenize; with any number the examples are the same. Fast
+            tokenizers use every core from one, but for what Python does. Not for streams.
+        keep_in_memory: write nothing to disk. Not for streams.
 
     Raises:
-        ValueError: `max_length` out of range, no such column, or no document with enough tokens.
+        ValueError: `max_length` out of range, no such column, one that does not hold text, or no
+            document with enough tokens.
     """
     if not _MIN_LENGTH <= max_length <= tokenizer.model_max_length:
         raise ValueError(
@@ -118,6 +127,7 @@ def tokenize(
     source: Any = dataset
     columns: Iterable[str] = source.column_names or next(iter(source), {})
     check_column(text_column, columns)
+    _check_text(source, text_column)
     options: dict[str, Any] = {
         "batched": True,
         "features": _INPUT_IDS,
@@ -130,7 +140,12 @@ def tokenize(
         },
     }
     if not isinstance(dataset, datasets.IterableDataset):
-        options |= {"num_proc": num_proc, "desc": "Tokenizing"}
+        options |= {
+            "num_proc": num_proc if num_proc is None else min(num_proc, max(1, len(dataset))),
+            "keep_in_memory": keep_in_memory,
+            "desc": "Tokenizing",
+            "new_fingerprint": _fingerprint(source, tokenizer, text_column, max_length, min_tokens),
+        }
     examples = source.map(_tokenize_batch, **options)
     if next(iter(examples), None) is None:
         raise ValueError(
@@ -138,6 +153,38 @@ def tokenize(
             f"{max(1, min_tokens)} tokens or more"
         )
     return examples
+
+
+def _check_text(source: Any, text_column: str) -> None:
+    kind = source.features[text_column] if source.features else None  # streams may not know
+    if kind is not None and getattr(kind, "dtype", None) not in ("string", "large_string"):
+        raise ValueError(f"column {text_column!r} holds {kind}, not texts")
+
+
+def _fingerprint(
+    source: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    text_column: str,
+    max_length: int,
+    min_tokens: int,
+) -> str | None:
+    """Of the examples: that of their documents and of all that makes ids of a text.
+
+    None leaves it to `datasets`, whose own depends on where the tokenizer was read from: a run that
+    trained its tokenizer and one that reads it from a folder would not find the same examples.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not type(tokenizer).__module__.startswith("transformers."):
+        return None
+    try:
+        bare = Tokenizer.from_str(backend.to_str())
+    except Exception:  # a part of it is written in Python
+        return None
+    bare.no_padding()
+    bare.no_truncation()
+    # The number stands for how examples are made: a file made otherwise must not be found.
+    made_of = ("tokenize 1", type(tokenizer).__qualname__, bare.to_str(), text_column, max_length)
+    return Hasher.hash((*made_of, max(1, min_tokens), source._fingerprint))
 
 
 def cut(num_tokens: int, capacity: int) -> list[tuple[int, int]]:

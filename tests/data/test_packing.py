@@ -122,13 +122,20 @@ def test_every_kind_of_arrow_list_is_read(kind: pa.DataType) -> None:
     assert unpacked(pack(dataset, 4)) == [(4, 5, 6), (7, 8, 9)]
 
 
-def test_many_tokens_are_packed_by_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = examples(realistic_lengths(200))
-    whole = pack(dataset, 512)
-    monkeypatch.setattr(packing, "_TOKENS_PER_CHUNK", 2000)
+def test_groups_lose_nothing_and_are_equally_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = examples(realistic_lengths(3000)).shuffle(seed=0)
+    monkeypatch.setattr(packing, "_TOKENS_PER_GROUP", 1)
+    monkeypatch.setattr(packing, "_ROWS_PER_GROUP", 100)
     rows = pack(dataset, 512)
-    assert rows.data.column("input_ids").num_chunks > 5
-    assert rows[:] == whole[:]
+    assert rows.data.column("input_ids").num_chunks == round(
+        sum(map(len, dataset["input_ids"])) / 51200
+    )
+    assert unpacked(rows) == originals(dataset)
+    assert fullness(rows, 512) >= 0.98
+    first = rows[: len(rows) // 20]["input_ids"]
+    of_examples = {i // 1000 for row in first for i in row}
+    group = {ids[0] // 1000 for ids in dataset[: len(dataset) // 5]["input_ids"]}
+    assert of_examples <= group  # reads of a row are close together on disk
 
 
 def test_rows_can_be_saved_and_read_again(tmp_path: Any) -> None:
@@ -149,16 +156,18 @@ SHORT = examples(np.array([3, 5]))
         (SHORT.rename_column("input_ids", "input_id"), 8, ["did you mean 'input_id'", "tokenize"]),
         (datasets.DatasetDict(train=SHORT), 8, ["DatasetDict", "splits['train']"]),
         (datasets.Dataset.from_dict({"input_ids": ["a b"]}), 8, ["not lists"]),
-        (datasets.Dataset.from_dict({"input_ids": [[0.5, 1.0]]}), 8, ["float64", "token ids"]),
-        (datasets.Dataset.from_dict({"input_ids": [[1, None]]}), 8, ["missing values"]),
-        (datasets.Dataset.from_dict({"input_ids": [[1], None]}), 8, ["missing values"]),
-        (datasets.Dataset.from_dict({"input_ids": [[1], []]}), 8, ["no tokens", "example 1"]),
+        (datasets.Dataset.from_dict({"input_ids": [[0.5, 1.0]]}), 8, ["double", "token ids"]),
+        (datasets.Dataset.from_dict({"input_ids": [[1, None]]}), 8, ["missing values", "row 0"]),
+        (datasets.Dataset.from_dict({"input_ids": [[1], None]}), 8, ["missing", "example 1"]),
+        (datasets.Dataset.from_dict({"input_ids": [[1], []]}), 8, ["empty", "example 1"]),
         (
             SHORT.add_column("attention_mask", [[1, 1, 0], [1] * 5]),
             8,
-            ["padded", "padding=False"],
+            ["padded", "example 0", "padding=False"],
         ),
         (SHORT.add_column("token_type_ids", [[0, 0], [0] * 5]), 8, ["'token_type_ids'", "per tok"]),
+        (datasets.Dataset.from_dict({"input_ids": [[1], [2, -100]]}), 8, ["example 1", "-100"]),
+        (SHORT.with_transform(lambda batch: batch), 8, ["transform", "dataset.map"]),
     ],
 )
 def test_what_cannot_be_packed_is_refused(dataset: Any, max_length: int, words: list[str]) -> None:
