@@ -18,6 +18,7 @@ _EXPORTS = {
     "ArrowRows": "hf_tfopt.data.rows",
     "mix": "hf_tfopt.data.mixing",
     "MaskedLMCollator": "hf_tfopt.data.collators",
+    "CausalLMCollator": "hf_tfopt.data.causal_collator",
     "MultitaskCollator": "hf_tfopt.data.multitask_collator",
     "COLLATORS": "hf_tfopt.data",
     # surgery: model -> the same model, edited

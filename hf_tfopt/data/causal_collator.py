@@ -1,0 +1,223 @@
+"""Rows of token ids -> the batch of a causal model: padded, in one row, or packed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
+from transformers.training_args import TrainingArguments
+
+from hf_tfopt.data.causal_inputs import causal_inputs, numbers, targets_of
+from hf_tfopt.data.columns import joined
+from hf_tfopt.data.flat_batch import FlatBatch, Rows, flatten
+from hf_tfopt.data.keyed_bits import Integers
+from hf_tfopt.data.model_inputs import IGNORED, ModelFacts
+from hf_tfopt.data.separation import Documents, why_mixed
+from hf_tfopt.data.words import num_ids
+
+
+class CausalLMCollator(TrainerCallback):
+    """Causal language modelling: each token is guessed from those before it in its document.
+
+    The labels are the token ids, but -100 in padding and at the first token of each document,
+    which no token of its own comes before: `sum(len(document) - 1)` targets, whatever the batch.
+    The model shifts them. A token is padding by its place, not by its id: an end-of-text token that
+    is the padding token too is learned.
+
+    Rows are dicts (`datasets.Dataset`) or `ArrowRows` with `input_ids`, without padding; `labels`
+    of their own are used if they are there (-100: not a target, such as a prompt), and
+    `position_ids` mark packed rows (`tfo.pack`). The batch suits the model it is bound to:
+
+    | rows | attention | batch |
+    |---|---|---|
+    | of one document | any | padded on the right, a 2-D `attention_mask` |
+    | of one document | unpadded, flash_attention_* | all in one row; `position_ids` restart |
+    | packed | sdpa, eager, flex_attention | padded; `position_ids` restart, of which the host \
+      makes the mask (also of sliding windows); no `attention_mask`, no cache |
+    | packed | unpadded, flash_attention_* | padded; and `cu_seq_lens_q`, ..., where documents end |
+
+    For the last three the model is tried out when it is bound: documents of a packed row must give
+    what they give alone, with a gradient of exactly 0 towards their neighbours. Models whose state
+    runs over the row (Mamba, RWKV), or that have no positions to restart (Bloom), take padded rows
+    only.
+
+    Args:
+        tokenizer: of the rows; it needs no padding token.
+        model: the model to make batches for; None: that of the Trainer it is a callback of
+            (`TfoptTrainer` and `attach` see to that; a stock Trainer needs `callbacks=[collator]`).
+        labels: the column of the rows' own labels; None: the token ids always.
+        pad_to_multiple_of: the width of every batch is padded to a multiple of this.
+
+    Raises:
+        ValueError: a tokenizer with more ids than the model; in a batch, rows that are padded,
+            labels that do not fit their tokens, a document longer than the model's positions, or
+            packed rows for a model that would mix their documents.
+
+    Paper: none (masking between documents: Grattafiori et al. 2024, "The Llama 3 Herd of Models",
+    https://arxiv.org/abs/2407.21783, section 3.2).
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        model: Any = None,
+        labels: str | None = "labels",
+        pad_to_multiple_of: int | None = None,
+    ):
+        self.tokenizer = tokenizer  # under this name the host saves it with its checkpoints
+        if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
+            raise ValueError(f"pad_to_multiple_of is {pad_to_multiple_of}: allowed is 1 or more")
+        self.labels = labels
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self._num_ids = num_ids(tokenizer)
+        # any id will do: nothing sees it, and it is no target
+        self._pad_id: int = tokenizer.pad_token_id or 0
+        self._model: ModelFacts | None = None
+        self._implementation: str | None = None  # that which was tried out
+        self._why_mixed: str | None = None
+        if model is not None:
+            self.bind(model)
+
+    def __call__(self, rows: Rows) -> dict[str, Any]:
+        """The batch of these rows."""
+        is_packed = _is_packed(rows)
+        _check_unpadded(rows)
+        batch = flatten(rows, is_packed, self._num_ids)
+        targets = targets_of(rows, batch, self.labels, self._num_ids)
+        if is_packed:
+            self._check_separable()
+        return self._inputs(batch, targets, is_packed, not is_packed and self._joins_rows())
+
+    def bind(self, model: Any) -> None:
+        """Make batches for this model, and try out whether it keeps packed documents apart.
+
+        The model, its training mode and the random numbers are left as they were.
+
+        Raises:
+            ValueError: the tokenizer has more ids than the model.
+        """
+        model = _unwrapped(model)
+        facts = ModelFacts.of(model)
+        if self._num_ids > facts.num_ids:
+            raise ValueError(
+                f"the tokenizer has {self._num_ids} ids, the input embedding of {facts.name} only "
+                f"{facts.num_ids}: call model.resize_token_embeddings({self._num_ids})"
+            )
+        self._model = facts
+        self._implementation = facts.implementation
+        self._why_mixed = self._try_out(model, facts)
+
+    def on_init_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Know which model the Trainer trains, now that it is where it will be."""
+        self._bind_unless_known(model)
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """The same, as a search makes new models and the attention may have been switched."""
+        self._bind_unless_known(model)
+
+    def _bind_unless_known(self, model: Any) -> None:
+        facts, config = self._model, getattr(_unwrapped(model), "config", None)
+        is_known = facts is not None and config is facts.config and self._is_tried(facts)
+        if not is_known or self._why_mixed is not None:
+            self.bind(model)
+
+    def _is_tried(self, model: ModelFacts) -> bool:
+        """Whether its attention is still the one that was tried out."""
+        return model.implementation == self._implementation
+
+    def _try_out(self, model: Any, facts: ModelFacts) -> str | None:
+        if "position_ids" not in facts.arguments:
+            return "its forward takes no position_ids, which would restart with each document"
+        special = self.tokenizer.all_special_ids
+        ids = np.setdiff1d(np.arange(self._num_ids), special)
+
+        def packed(rows: Sequence[Documents]) -> dict[str, Any]:
+            return self._inputs(*_documents(rows), is_packed=True)
+
+        def padded(rows: Sequence[Documents]) -> dict[str, Any]:
+            return self._inputs(*_documents(rows), is_packed=False)
+
+        return why_mixed(model, packed, padded, ids, facts.implementation)
+
+    def _joins_rows(self) -> bool:
+        """Whether rows of one document each are put into one row."""
+        model = self._model
+        if model is None or self._why_mixed is not None:
+            return False
+        return model.joins_rows and self._is_tried(model)
+
+    def _check_separable(self) -> None:
+        if self._model is None:
+            raise ValueError(
+                "the rows are packed (they have position_ids), and it depends on the model how "
+                "documents are kept apart: pass model=... to the collator, or "
+                "callbacks=[collator] to the Trainer"
+            )
+        name = self._model.name
+        if not self._is_tried(self._model):
+            raise ValueError(
+                f"the attention of {name} was {self._implementation!r} when the collator was bound "
+                f"to it, and is {self._model.implementation!r} now: call collator.bind(model) again"
+            )
+        if self._why_mixed is not None:
+            raise ValueError(
+                f"{name} would mix the documents of packed rows: {self._why_mixed}. Leave out "
+                "tfo.pack for it, or take a model with the host's common attention and position "
+                "ids (GPT-2, Llama, Mistral, Qwen)"
+            )
+
+    def _inputs(
+        self, batch: FlatBatch, targets: Integers, is_packed: bool, is_joined: bool = False
+    ) -> dict[str, Any]:
+        multiple = self.pad_to_multiple_of or 1
+        return causal_inputs(
+            batch, targets, self._model, is_packed, is_joined, self._pad_id, multiple
+        )
+
+
+def _unwrapped(model: Any) -> Any:
+    """The model without DDP and compilation around it; adapters stay, as they may add tokens."""
+    while isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
+    return model
+
+
+def _is_packed(rows: Rows) -> bool:
+    is_packed = "position_ids" in rows[0]
+    if any(("position_ids" in row) != is_packed for row in rows):
+        raise ValueError(
+            "some rows of this batch have position_ids, which mark packed rows, and others have "
+            "none: pack all datasets of a mixture, or none"
+        )
+    return is_packed
+
+
+def _check_unpadded(rows: Rows) -> None:
+    if "attention_mask" in rows[0] and not numbers(rows, "attention_mask")[0].all():
+        raise ValueError(
+            "the rows are padded (zeros in 'attention_mask'): tokenize with padding=False, batches "
+            "are padded here"
+        )
+
+
+def _documents(rows: Sequence[Documents]) -> tuple[FlatBatch, Integers]:
+    """Rows of documents as a flat batch; nothing is a target."""
+    ids, examples = joined([document for row in rows for document in row])
+    ends = np.cumsum([0, *map(len, rows)])
+    return FlatBatch(ids, examples[ends], examples), np.full_like(ids, IGNORED)

@@ -1,0 +1,160 @@
+"""A flat batch of documents -> what a causal model takes, and the tokens that it is to guess."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_tfopt.data.columns import Lists, joined
+from hf_tfopt.data.flat_batch import FlatBatch, Rows
+from hf_tfopt.data.keyed_bits import Flags, Integers
+from hf_tfopt.data.model_inputs import IGNORED, ModelFacts
+from hf_tfopt.data.rows import one_source
+
+
+def targets_of(rows: Rows, batch: FlatBatch, name: str | None, num_ids: int) -> Integers:
+    """The label of every token of a batch: -100 where it is not to be guessed.
+
+    The first token of a document never is; of the others the rows' own labels decide.
+
+    Args:
+        rows: of the batch.
+        batch: the same, flat.
+        name: of the column of labels; where a row has none, its labels are its ids.
+        num_ids: of the tokenizer.
+
+    Raises:
+        ValueError: labels that are not one for each token, or no token ids.
+    """
+    targets = _own_labels(rows, batch, name, num_ids)
+    bounds = batch.examples
+    targets[bounds[:-1][bounds[1:] > bounds[:-1]]] = IGNORED
+    return targets
+
+
+def _own_labels(rows: Rows, batch: FlatBatch, name: str | None, num_ids: int) -> Integers:
+    if name is None or not any(name in row for row in rows):
+        return batch.ids.copy()
+    if all(name in row for row in rows):
+        labels, bounds = numbers(rows, name)
+    else:  # a mixture of tasks
+        chosen = [row[name if name in row else "input_ids"] for row in rows]
+        labels, bounds = joined([np.asarray(values, dtype=np.int64) for values in chosen])
+    if not np.array_equal(bounds, batch.rows):
+        raise ValueError(
+            f"rows have {np.diff(bounds).tolist()} {name} for {np.diff(batch.rows).tolist()} "
+            "tokens; there must be one for each token, -100 where nothing is to be guessed"
+        )
+    wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= num_ids))]
+    if len(wrong):
+        raise ValueError(
+            f"label {wrong[0]} in column {name!r} is neither {IGNORED} nor one of the "
+            f"tokenizer's {num_ids} ids"
+        )
+    return labels
+
+
+def numbers(rows: Rows, name: str) -> tuple[Integers, Integers]:
+    """One column of lists of all rows, and where each begins, and the end of the last.
+
+    Raises:
+        ValueError: rows with something else than a list there.
+    """
+    source = one_source(rows)
+    if source is not None and isinstance(column := source[0][name], Lists):
+        return column.flat(source[1])
+    values = [np.asarray(row[name]) for row in rows]
+    if any(value.ndim != 1 for value in values):
+        raise ValueError(f"column {name!r} holds {rows[0][name]!r}, not one number for each token")
+    return joined([value.astype(np.int64) for value in values])
+
+
+def causal_inputs(
+    batch: FlatBatch,
+    targets: Integers,
+    model: ModelFacts | None,
+    is_packed: bool,
+    is_joined: bool,
+    pad_id: int,
+    multiple: int = 1,
+) -> dict[str, Any]:
+    """The keyword arguments of the model's forward.
+
+    Rows that hold several documents have position ids that restart with each of them, which is all
+    that the host needs to keep them apart, where it is given neither mask nor cache; attention
+    that takes lengths is given these.
+
+    Args:
+        batch: the documents.
+        targets: the label of every token.
+        model: the facts of the model; None: rows of one document only.
+        is_packed: whether rows hold several documents each.
+        is_joined: whether rows of one document are to become one row.
+        pad_id: the token id in padding; any.
+        multiple: the width is padded to a multiple of this.
+
+    Raises:
+        ValueError: a document, or a padded row, longer than the model.
+    """
+    is_apart = is_packed or is_joined
+    rows = batch.rows[[0, -1]] if is_joined else batch.rows
+    lengths = np.diff(rows)
+    width = -(-int(lengths.max()) // multiple) * multiple
+    _check_length(model, int(np.diff(batch.examples).max()) if is_apart else width)
+    is_token = np.arange(width) < lengths[:, None]
+    inputs: dict[str, Any] = {
+        "input_ids": _placed(batch.ids, is_token, pad_id),
+        "labels": _placed(targets, is_token, IGNORED),
+    }
+    takes_types = model is not None and "token_type_ids" in model.arguments
+    if batch.token_types is not None and takes_types:
+        inputs["token_type_ids"] = _placed(batch.token_types, is_token, 0)
+    if not is_apart:
+        is_token[:, 0] = True  # a row of no token sees its padding: nothing is not a number
+        return inputs | {"attention_mask": torch.from_numpy(is_token.astype(np.int64))}
+    assert model is not None
+    starts = np.repeat(batch.examples[:-1], np.diff(batch.examples))
+    positions = np.arange(len(starts)) - starts + model.first_position
+    inputs["position_ids"] = _placed(positions, is_token, model.first_position)
+    if "use_cache" in model.arguments:
+        inputs["use_cache"] = False  # the host overlooks position ids beside a cache
+    if model.joins_rows:
+        inputs |= _segments(batch.examples, rows, width)
+    return inputs
+
+
+def _check_length(model: ModelFacts | None, longest: int) -> None:
+    if model is not None and model.num_positions is not None and longest > model.num_positions:
+        raise ValueError(
+            f"a document of {longest} tokens does not fit the {model.num_positions} positions of "
+            f"{model.name}: tokenize with max_length={model.num_positions}"
+        )
+
+
+def _placed(values: Integers, is_token: Flags, fill: int) -> torch.Tensor:
+    """The flat values where the batch has tokens, `fill` in padding."""
+    if values.size == is_token.size:
+        return torch.from_numpy(values.reshape(is_token.shape))
+    placed = np.full(is_token.shape, fill, dtype=np.int64)
+    placed[is_token] = values
+    return torch.from_numpy(placed)
+
+
+def _segments(examples: Integers, rows: Integers, width: int) -> dict[str, Any]:
+    """Where documents end in the batch as one row, each row's padding another.
+
+    The mask of ones keeps the host from making one of the position ids, as wide as the whole batch.
+    """
+    firsts = np.arange(len(rows)) * width
+    of_row = rows.searchsorted(examples[:-1], "right") - 1
+    starts = examples[:-1] - rows[of_row] + firsts[of_row]
+    ends = np.unique(np.concatenate([starts, firsts[:-1] + np.diff(rows), firsts]))
+    bounds = torch.from_numpy(ends.astype(np.int32))
+    longest = int(np.diff(ends).max())
+    return {
+        "attention_mask": torch.ones(len(rows) - 1, width, dtype=torch.int64),
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
