@@ -50,21 +50,48 @@ def _value_kind(dataset: datasets.Dataset, name: str) -> pa.DataType:
     return kind.value_type
 
 
-def packed_table(examples: pa.Table, rows: Sequence[NDArray[np.int64]], first: int = 0) -> pa.Table:
+def read_examples(
+    dataset: datasets.Dataset, start: int, end: int
+) -> tuple[pa.Table, NDArray[np.int64]]:
+    """Rows `start` to `end` of a dataset, and the number of each; in the order they have on disk.
+
+    A selection or a shuffle is read from each piece of the file at once, not row by row.
+    """
+    given: Any = dataset  # the indices of a selection are not public
+    table: pa.Table = given.data.table
+    if given._indices is None:
+        return table.slice(start, end - start), np.arange(start, end)
+    places = given._indices.table.slice(start, end - start).column(0).to_numpy().astype(np.int64)
+    order = np.argsort(places, kind="stable")
+    places = places[order]
+    pieces = table.to_batches()
+    ends = np.cumsum([piece.num_rows for piece in pieces])
+    piece_of = np.searchsorted(ends, places, "right")
+    found, begins = np.unique(piece_of, return_index=True)
+    taken = [
+        pieces[piece].take(pa.array(inside - (ends[piece] - pieces[piece].num_rows)))
+        for piece, inside in zip(found, np.split(places, begins[1:]), strict=True)
+    ]
+    return pa.Table.from_batches(taken), order + start
+
+
+def packed_table(
+    examples: pa.Table, rows: Sequence[NDArray[np.int64]], numbers: NDArray[np.int64]
+) -> pa.Table:
     """The rows as Arrow lists, each the concatenation of its examples; `position_ids` in front.
 
     Args:
         examples: columns of lists, equally long in every column; an `attention_mask` is checked to
             be all ones and left behind.
         rows: the numbers of the examples in each row; every example is in one row.
-        first: the number of the first example in its dataset, for messages.
+        numbers: of the examples in their dataset, for messages.
 
     Raises:
         ValueError: a missing or a negative value, padding, or lists of different lengths.
     """
-    columns = {name: _lists(examples, name, first) for name in examples.column_names}
+    columns = {name: _lists(examples, name, numbers) for name in examples.column_names}
     lengths = np.diff(columns[INPUT_IDS].offsets.to_numpy())
-    _check_values(columns, lengths, first)
+    _check_values(columns, lengths, numbers)
     order = np.concatenate(rows)
     ends = np.cumsum(lengths[order], dtype=np.int32)
     positions = np.arange(ends[-1], dtype=np.int32)
@@ -80,19 +107,19 @@ def packed_table(examples: pa.Table, rows: Sequence[NDArray[np.int64]], first: i
     return pa.table({n: pa.ListArray.from_arrays(offsets, v) for n, v in values.items()})
 
 
-def _lists(examples: pa.Table, name: str, first: int) -> Any:
+def _lists(examples: pa.Table, name: str, numbers: NDArray[np.int64]) -> Any:
     """A column as one array of lists, offsets from 0; raises ValueError for missing values."""
     column: Any = examples.column(name)
     column = column.cast(pa.list_(column.type.value_type)).combine_chunks()
     compute: Any = pc
     if column.null_count:
-        row = first + int(compute.index(column.is_null(), True).as_py())
+        row = numbers[compute.index(column.is_null(), True).as_py()]
         raise ValueError(f"column {name!r} has missing values (the first is row {row})")
     values, offsets = column.flatten(), column.offsets.to_numpy()
     if values.null_count and name == WORD_IDS:
         values = values.fill_null(NO_WORD)
     if values.null_count:
-        row = _row_of(int(compute.index(values.is_null(), True).as_py()), offsets) + first
+        row = numbers[_row_of(compute.index(values.is_null(), True).as_py(), offsets)]
         raise ValueError(f"column {name!r} has missing values inside its lists (row {row})")
     return pa.ListArray.from_arrays(pa.array(offsets - offsets[0]), values)
 
@@ -101,26 +128,26 @@ def _row_of(place: int, offsets: NDArray[Any]) -> int:
     return int(np.searchsorted(offsets - offsets[0], place, "right")) - 1
 
 
-def _check_values(columns: dict[str, Any], lengths: NDArray[Any], first: int) -> None:
+def _check_values(columns: dict[str, Any], lengths: NDArray[Any], numbers: NDArray[Any]) -> None:
     offsets = columns[INPUT_IDS].offsets.to_numpy()
     for name, column in columns.items():
         differs = np.flatnonzero(np.diff(column.offsets.to_numpy()) != lengths)
         if len(differs):
             raise ValueError(
                 f"column {name!r} has not one value per token of 'input_ids' "
-                f"(example {first + differs[0]})"
+                f"(example {numbers[differs[0]]})"
             )
     ids = columns[INPUT_IDS].values.to_numpy()
     if len(ids) and ids.min() < 0:
         place = int(np.argmax(ids < 0))
         raise ValueError(
-            f"example {first + _row_of(place, offsets)} has the token id {ids[place]}: ids are 0 "
+            f"example {numbers[_row_of(place, offsets)]} has the token id {ids[place]}: ids are 0 "
             "or more (is it a column of labels?)"
         )
     if ATTENTION_MASK in columns:
         mask = columns[ATTENTION_MASK].values.to_numpy(zero_copy_only=False)
         if not mask.all():
-            row = first + _row_of(int(np.argmin(mask)), offsets)
+            row = numbers[_row_of(int(np.argmin(mask)), offsets)]
             raise ValueError(
                 "the examples are padded (zeros in 'attention_mask', the first in example "
                 f"{row}): tokenize with padding=False"

@@ -20,6 +20,7 @@ from hf_tfopt.data.packed_table import (
     list_lengths,
     packed_features,
     packed_table,
+    read_examples,
 )
 from hf_tfopt.data.segments import attention_inputs, segment_lengths
 from hf_tfopt.registry import nearest
@@ -155,7 +156,7 @@ def pack(
         batched=True,
         batch_size=1,
         fn_kwargs={
-            "source": dataset.select_columns(read).with_format("arrow"),
+            "source": dataset.select_columns(read),
             "max_length": max_length,
             "seed": seed,
         },
@@ -188,11 +189,10 @@ def _pack_group(
     max_length: int,
     seed: int,
 ) -> pa.Table:
-    start, end = group["start"][0], group["end"][0]
-    examples = source[start:end]
+    examples, numbers = read_examples(source, group["start"][0], group["end"][0])
     rows = best_fit(list_lengths(examples.column(INPUT_IDS)), max_length)
     order = np.random.default_rng([seed, number[0]]).permutation(len(rows))
-    return packed_table(examples, [rows[row] for row in order], start)
+    return packed_table(examples, [rows[row] for row in order], numbers)
 
 
 def _token_counts(dataset: Any) -> NDArray[np.int64]:

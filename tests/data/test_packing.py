@@ -174,3 +174,12 @@ def test_what_cannot_be_packed_is_refused(dataset: Any, max_length: int, words: 
     with pytest.raises(ValueError) as caught:
         pack(dataset, max_length)
     assert not [word for word in words if word not in str(caught.value)], caught.value
+
+
+def test_a_bad_row_of_a_selection_is_named_and_one_left_out_does_no_harm() -> None:
+    rows = [[1], [2], [3, None], [4], [-5], [6], None, []]
+    dataset = datasets.Dataset.from_dict({"input_ids": rows})
+    for chosen, words in (([5, 4, 0], "example 1 .*-5"), ([0, 1, 3, 2], r"\(row 3\)")):
+        with pytest.raises(ValueError, match=words):
+            pack(dataset.select(chosen), 4)
+    assert unpacked(pack(dataset.select([5, 0, 3]), 4)) == [(1,), (4,), (6,)]
