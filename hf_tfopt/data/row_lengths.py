@@ -1,0 +1,147 @@
+"""How many tokens each row of a dataset has."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import ArrayLike
+
+from hf_tfopt.data.keyed_bits import Integers
+from hf_tfopt.data.rows import ArrowRows
+from hf_tfopt.registry import nearest
+
+IDS = "input_ids"
+
+
+def row_lengths(dataset: Any, lengths: str | ArrayLike | None = None) -> Integers:
+    """The number of tokens of every row; of a `datasets.Dataset` from Arrow's offsets alone.
+
+    `np.array([len(row["input_ids"]) for row in dataset])`
+
+    Args:
+        dataset: map-style. One that is not a `datasets.Dataset` or `ArrowRows`, or has a transform,
+            is asked for each of its rows.
+        lengths: None: those of `input_ids`. A column's name: one of lists is measured; one of whole
+            numbers says the lengths, and is checked where the dataset has `input_ids`. A number for
+            each row: taken as they are (for a collator that shortens or lengthens rows).
+
+    Raises:
+        ValueError: no such column or row, missing values, numbers that are not lengths, one that is
+            not the length of `input_ids`, or rows that change from epoch to epoch.
+    """
+    if hasattr(dataset, "set_epoch"):
+        raise ValueError(
+            f"the rows of the dataset ({type(dataset).__name__}) are others in every epoch: their "
+            "lengths cannot be known beforehand"
+        )
+    if lengths is not None and not isinstance(lengths, str):
+        return _given(lengths, len(dataset))
+    name = IDS if lengths is None else lengths
+    found, is_said = _column_lengths(dataset, name)
+    if is_said and name != IDS and _has_ids(dataset):
+        _check_said(name, found, _column_lengths(dataset, IDS)[0])
+    return found
+
+
+def _given(lengths: ArrayLike, num_rows: int) -> Integers:
+    """The numbers of the user, one for each row."""
+    found = np.asarray(lengths)
+    if found.ndim != 1 or found.dtype.kind not in "iu" or len(found) != num_rows:
+        raise ValueError(
+            f"lengths has the shape {found.shape} and the type {found.dtype}; it must be one whole "
+            f"number for each of the {num_rows} rows"
+        )
+    return _not_negative("lengths", found)
+
+
+def _column_lengths(dataset: Any, name: str) -> tuple[Integers, bool]:
+    """The lengths, and whether they are what a column of numbers says."""
+    source = dataset.dataset if isinstance(dataset, ArrowRows) else dataset
+    if isinstance(source, datasets.Dataset) and source.format["type"] != "custom":
+        return _from_arrow(source, name)
+    return _asked(dataset, name)
+
+
+def _from_arrow(dataset: Any, name: str) -> tuple[Integers, bool]:
+    if name not in dataset.column_names:
+        raise ValueError(
+            f"the dataset has no column {name!r}{nearest(name, dataset.column_names)} to know the "
+            f"lengths of its rows by; columns: {', '.join(dataset.column_names)}"
+        )
+    column = dataset.data.column(name)
+    if column.null_count:
+        raise ValueError(f"column {name!r} has {column.null_count} rows with no value")
+    is_said = pa.types.is_integer(column.type)
+    if not is_said:
+        try:
+            column = pc.call_function("list_value_length", [column])
+        except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+            raise ValueError(
+                f"column {name!r} holds {column.type}: neither lists of tokens nor their lengths"
+            ) from None
+    found = column.to_numpy().astype(np.int64)
+    if dataset._indices is not None:  # a selection or a shuffle; datasets has no public way
+        found = found[dataset._indices.column(0).to_numpy()]
+    return _not_negative(f"column {name!r}", found), is_said
+
+
+def _asked(dataset: Any, name: str) -> tuple[Integers, bool]:
+    found = np.empty(len(dataset), dtype=np.int64)
+    is_said = False
+    for number in range(len(dataset)):
+        value = _value(dataset, number, name)
+        is_said = isinstance(value, (int, np.integer)) or getattr(value, "ndim", 1) == 0
+        found[number] = int(value) if is_said else _length(value, number, name)
+    return _not_negative(name, found), is_said
+
+
+def _value(dataset: Any, number: int, name: str) -> Any:
+    row = dataset[number]
+    try:
+        return row[name]
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError):
+        known = f" with {', '.join(map(str, row))}" if hasattr(row, "keys") else ""
+        raise ValueError(
+            f"row {number} of the dataset ({type(row).__name__}{known}) has no {name!r} to know "
+            "its length by; give lengths=, a number for each row"
+        ) from None
+
+
+def _length(value: Any, number: int, name: str) -> int:
+    num_axes = 1 if isinstance(value, Sequence) else getattr(value, "ndim", 0)
+    if num_axes != 1 or isinstance(value, str):
+        raise ValueError(
+            f"{name!r} of row {number} is of type {type(value).__name__} with {num_axes} "
+            "dimensions; it must be one list of tokens"
+        )
+    return len(value)
+
+
+def _not_negative(what: str, found: Any) -> Integers:
+    wrong = np.flatnonzero(found < 0)
+    if len(wrong):
+        raise ValueError(f"{what}: row {wrong[0]} would have {found[wrong[0]]} tokens")
+    return found.astype(np.int64)
+
+
+def _has_ids(dataset: Any) -> bool:
+    source = dataset.dataset if isinstance(dataset, ArrowRows) else dataset
+    names: Sequence[str] | None = getattr(source, "column_names", None)
+    if isinstance(source, datasets.Dataset) and source.format["type"] != "custom":
+        return names is not None and IDS in names
+    first = dataset[0] if len(dataset) else {}
+    return hasattr(first, "keys") and IDS in first
+
+
+def _check_said(name: str, said: Integers, real: Integers) -> None:
+    wrong = np.flatnonzero(said != real)
+    if len(wrong):
+        row = wrong[0]
+        raise ValueError(
+            f"column {name!r} lies for {len(wrong)} of {len(said)} rows: it says {said[row]} for "
+            f"row {row}, whose {IDS} has {real[row]}; leave lengths out, or give the numbers "
+            "themselves if the collator changes the rows"
+        )
