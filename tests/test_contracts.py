@@ -9,7 +9,15 @@ import hf_tfopt as tfo
 
 CALLABLES = {
     name: getattr(tfo, name)
-    for name in ("COLLATORS", "SURGERIES", "LOSSES", "OBJECTIVES", "OPTIMIZERS", "SCHEDULES")
+    for name in (
+        "COLLATORS",
+        "SAMPLERS",
+        "SURGERIES",
+        "LOSSES",
+        "OBJECTIVES",
+        "OPTIMIZERS",
+        "SCHEDULES",
+    )
 }
 ENTRIES = [(kind, name) for kind, table in CALLABLES.items() for name in table]
 

@@ -1,9 +1,11 @@
 """Rows of a `datasets.Dataset` as slices of the Arrow buffers."""
 
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
@@ -37,14 +39,14 @@ class Row(Mapping[str, Any]):
         return name in self.columns
 
 
-def one_source(rows: Sequence[Any]) -> tuple[Mapping[str, Column], list[int]] | None:
+def one_source(rows: Sequence[Any]) -> tuple[Mapping[str, Column], array[int]] | None:
     """The columns that all these rows read, and their numbers; None if not of one `ArrowRows`."""
     first = rows[0]
     if not isinstance(first, Row):
         return None
     columns = first.columns
     indices = [row.index for row in rows if isinstance(row, Row) and row.columns is columns]
-    return (columns, indices) if len(indices) == len(rows) else None
+    return (columns, array("q", indices)) if len(indices) == len(rows) else None
 
 
 class ArrowRows(torch.utils.data.Dataset[Row]):
@@ -99,6 +101,10 @@ class ArrowRows(torch.utils.data.Dataset[Row]):
         rows = indices if self._order is None else self._order[indices].tolist()
         columns = self.columns
         return [Row(columns, row) for row in rows]
+
+    def table_rows(self) -> NDArray[np.int64]:
+        """The number in the table, and so in each of `columns`, of every row of the dataset."""
+        return np.arange(len(self)) if self._order is None else self._order.astype(np.int64)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the buffers: a memory-mapped dataset goes to a worker as file names."""

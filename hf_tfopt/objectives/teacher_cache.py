@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -93,8 +93,8 @@ def cache_teacher(
         "k": k,
         "shard_size": shard_size,
         "num_rows": len(dataset),
-        "dataset": _digest(repr(dataset[i]) for i in (0, len(dataset) // 2, len(dataset) - 1)),
-        "teacher": _digest(_facts(teacher)),
+        "dataset": digest(repr(dataset[i]) for i in (0, len(dataset) // 2, len(dataset) - 1)),
+        "teacher": digest(model_facts(teacher)),
         "is_language_model": isinstance(said.task, LanguageModeling),
         "num_classes": said.num_classes,
         "id2label": {str(number): name for number, name in teacher.config.id2label.items()},
@@ -235,14 +235,15 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def _facts(teacher: Any) -> list[str]:
-    """Its class, and each parameter's bytes: sums would change with the number of threads."""
-    parts = [type(teacher).__name__]
-    for name, parameter in teacher.named_parameters():
+def model_facts(model: Any) -> list[str]:
+    """A model's class, and each parameter's bytes: sums would change with the number of threads."""
+    parts = [type(model).__name__]
+    for name, parameter in model.named_parameters():
         raw: Any = parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy()
         parts.append(f"{name} {hashlib.sha256(raw).hexdigest()}")
     return parts
 
 
-def _digest(parts: Any) -> str:
+def digest(parts: Iterable[str]) -> str:
+    """A short hash of lines of text."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
