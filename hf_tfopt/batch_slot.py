@@ -104,11 +104,12 @@ def checked_plan(trainer: Any, plan: Any) -> BatchPlan:
             f"{type(plan).__name__} gives every process batches of its own, but tensor or context "
             "parallelism needs the same batch on several"
         )
-    if args.accelerator_config.split_batches:
-        raise ValueError(
-            "accelerator_config's split_batches divides batches among the processes, but "
-            f"{type(plan).__name__} makes one for each; leave it out"
-        )
+    for name in ("split_batches", "dispatch_batches"):
+        if getattr(args.accelerator_config, name):
+            raise ValueError(
+                f"accelerator_config's {name} divides batches among the processes, but "
+                f"{type(plan).__name__} makes one for each; leave it out"
+            )
     return plan
 
 
