@@ -1,5 +1,6 @@
 """A training dataset and its batches, which may be others in every epoch, are told the epoch."""
 
+import math
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -12,6 +13,9 @@ class DatasetEpochs(TrainerCallback):
     (1.15, data_loader.py, `DataLoaderShard.set_epoch`: a sampler of its own comes first).
     `TfoptTrainer` adds this callback by itself; give it to another Trainer that trains on a
     `tfo.mix(...)`.
+
+    Where an epoch ends early (a stream, whose length the host takes to be `max_steps`), the host's
+    `state.epoch` stays a fraction of it for all that follow: it is made the number of the next.
 
     Paper: none.
     """
@@ -33,3 +37,10 @@ class DatasetEpochs(TrainerCallback):
         for each in told:
             if hasattr(each, "set_epoch"):
                 each.set_epoch(int(state.epoch or 0))
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count an epoch that ended early as one."""
+        if not control.should_training_stop:
+            state.epoch = float(math.ceil(state.epoch or 0))
