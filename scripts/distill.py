@@ -49,6 +49,7 @@ from hf_tfopt.recipe.classifier import (
 from hf_tfopt.recipe.host_arguments import (
     run_callbacks,
     run_optimizer,
+    run_sampler,
     run_schedule,
     training_arguments,
 )
@@ -84,6 +85,7 @@ def prepare(recipe: DistillationRecipe, is_resumed: bool) -> Prepared:
     tfo.optimizer(**run_optimizer(recipe))
     run_schedule(recipe)
     run_callbacks(recipe)
+    run_sampler(recipe)
     if process.is_main_process:
         claim(folder, is_resumed)
         check_unchanged(folder, dataclasses.asdict(recipe), MAY_CHANGE_ON_RESUME)
@@ -136,6 +138,7 @@ def trainer_of(prepared: Prepared, model: Any, folder: Path, **parts: Any) -> An
         compute_metrics=accuracy,
         optimizer_cls_and_kwargs=tfo.optimizer(**run_optimizer(recipe)),
         schedule=run_schedule(recipe),
+        sampler=run_sampler(recipe),
         **parts,
     )
     trainer.remove_callback(ProgressCallback)

@@ -35,6 +35,7 @@ from hf_tfopt.hub import write_card
 from hf_tfopt.recipe.host_arguments import (
     run_callbacks,
     run_optimizer,
+    run_sampler,
     run_schedule,
     training_arguments,
 )
@@ -80,6 +81,7 @@ def prepare(recipe: Recipe, is_resumed: bool) -> Prepared:
     tfo.optimizer(**run_optimizer(recipe))
     run_schedule(recipe)
     run_callbacks(recipe)
+    run_sampler(recipe)
     if process.is_main_process:
         claim(folder, is_resumed)
         check_unchanged(folder, dataclasses.asdict(recipe), MAY_CHANGE_ON_RESUME)
@@ -123,6 +125,7 @@ def _trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, rows: A
         optimizer_cls_and_kwargs=tfo.optimizer(**run_optimizer(recipe)),
         objective=run_objective(recipe),
         schedule=run_schedule(recipe),
+        sampler=run_sampler(recipe),
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ProgressBar())

@@ -1,4 +1,4 @@
-"""What a recipe stands for: TrainingArguments, optimizer, schedule and callbacks."""
+"""What a recipe stands for: TrainingArguments, optimizer, schedule, callbacks and sampler."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,8 +13,10 @@ from transformers.integrations.integration_utils import (
 from hf_tfopt.callbacks import CALLBACKS
 from hf_tfopt.callbacks.live_log import LiveLog
 from hf_tfopt.callbacks.monitors import monitors
+from hf_tfopt.data import SAMPLERS
+from hf_tfopt.data.batch_plan import BatchPlan
 from hf_tfopt.recipe.training_keys import TrainingKeys
-from hf_tfopt.registry import check_name
+from hf_tfopt.registry import Registry, check_name
 from hf_tfopt.run.facts import has_fast_bfloat16
 from hf_tfopt.schedules.for_trainer import ScheduleSpec, schedule
 
@@ -89,17 +91,29 @@ def run_callbacks(recipe: TrainingKeys) -> list[Any]:
         ValueError: an unknown callback, or options that it does not take.
     """
     watching: list[Any] = monitors() if recipe.monitors == "default" else []
-    more = [_callback(name, options) for name, options in (recipe.callbacks or {}).items()]
-    return [*watching, *more, LiveLog()]
+    return [*watching, *_built("callbacks", CALLBACKS, recipe.callbacks), LiveLog()]
 
 
-def _callback(name: str, options: Any) -> Any:
-    if not isinstance(options or {}, Mapping):
-        raise ValueError(f"callbacks: {name}: got {options!r}, must be its options, or {{}}")
-    try:
-        return CALLBACKS.build(name, **(options or {}))
-    except TypeError as error:  # an option that it needs is not there
-        raise ValueError(f"callbacks: {name}: {error}") from error
+def run_sampler(recipe: TrainingKeys) -> BatchPlan | None:
+    """Which rows make up each batch, for `TfoptTrainer(sampler=...)`; None: the host's own.
+
+    Raises:
+        ValueError: options that it does not take.
+    """
+    return next(iter(_built("sampler", SAMPLERS, recipe.sampler)), None)
+
+
+def _built(key: str, table: Registry, entries: Mapping[str, Any] | None) -> list[Any]:
+    """The entries of a table that a key names, each with its options."""
+    found: list[Any] = []
+    for name, options in (entries or {}).items():
+        if not isinstance(options or {}, Mapping):
+            raise ValueError(f"{key}: {name}: got {options!r}, must be its options, or {{}}")
+        try:
+            found.append(table.build(name, **(options or {})))
+        except TypeError as error:  # an option that it needs is not there
+            raise ValueError(f"{key}: {name}: {error}") from error
+    return found
 
 
 def _apart(key: str, options: Mapping[str, Any] | None, keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from hf_tfopt.data import SAMPLERS
 from hf_tfopt.optimizers import OPTIMIZERS
 from hf_tfopt.recipe.typed_values import (
     INSIDE_UNIT,
@@ -26,6 +27,8 @@ from hf_tfopt.schedules import SCHEDULES
 
 # noam's rate is absolute: its lr would be a factor, not a learning rate
 RATES_OVER_TIME = tuple(name for name in SCHEDULES if name != "noam")
+# samplers whose batches have not always `batch_size` rows
+OF_ANY_SIZE = ("token_budget", "batch_size_warmup")
 # What of a run may be otherwise when it goes on; the rest would make it another run.
 MAY_CHANGE_ON_RESUME = (
     *("max_steps", "num_train_epochs", "logging_steps", "eval_steps", "save_steps", "device"),
@@ -83,6 +86,9 @@ class TrainingKeys:
         None, "more callbacks, with their options: {stability_guard: {action: skip}, zclip: {}}"
     )
 
+    sampler: Mapping[str, Any] | None = key(
+        None, "which rows make up a batch: {token_budget: {max_tokens: 4096}}; none: at random"
+    )
     batch_size: int = key(32, "rows in one forward pass, on each device", POSITIVE)
     gradient_accumulation_steps: int = key(1, "forward passes in one step", POSITIVE)
     max_steps: int | None = key(None, "steps to train for, instead of num_train_epochs", POSITIVE)
@@ -106,6 +112,7 @@ class TrainingKeys:
     def __post_init__(self) -> None:
         check_fields(self)
         check_name("optimizer", self.optimizer, OPTIMIZERS)
+        self._check_sampler()
         for name, (is_read, default, words) in self.conditional_keys().items():
             if not is_read and getattr(self, name) is not None:
                 raise ValueError(f"{name}: given, but it is read only {words}; leave it out")
@@ -125,6 +132,19 @@ class TrainingKeys:
             "decay_fraction": (stable, 0.4, "by the schedule warmup_stable_decay"),
             "num_train_epochs": (self.max_steps is None, 1.0, "where max_steps is not given"),
         }
+
+    def _check_sampler(self) -> None:
+        """One name of the table; how many steps an epoch has must be known without its rows."""
+        if self.sampler is None:
+            return
+        if len(self.sampler) != 1:
+            raise ValueError(f"sampler: got {dict(self.sampler)}, must be one name and its options")
+        name = check_name("sampler", next(iter(self.sampler)), SAMPLERS)
+        if name in OF_ANY_SIZE and self.max_steps is None:
+            raise ValueError(
+                f"sampler: with {name} batches have any number of rows; give max_steps in the "
+                "place of num_train_epochs"
+            )
 
     def total_steps(self, num_rows: int, num_processes: int = 1) -> int:
         """Optimizer steps of the whole run, as the host counts them.

@@ -134,6 +134,25 @@ def test_it_leaves_everything_that_it_promises(finished, corpus):
     assert not list(finished.glob("training_args.bin")), "a pickle with the machine's paths"
 
 
+def test_a_curriculum_a_sampler_and_a_guard(corpus, tmp_path):
+    keys = {
+        "sampler": "{token_budget: {max_tokens: 96}}",
+        "callbacks": "{length_curriculum: {start: 8, num_steps: 4}, stability_guard: {}}",
+        "packing": "false",
+    }
+    folder = tmp_path / "run"
+    assert pretrain.main(words(corpus, folder, **keys))["steps"] == 6
+    history = json.loads((folder / "run.json").read_text())["history"]
+    assert [entry["length"] for entry in history if "length" in entry] == [8, 8, 16, 24, 32, 32]
+    resumed = tmp_path / "resumed"
+    shutil.copytree(folder, resumed)
+    shutil.rmtree(resumed / "checkpoint-6")
+    (resumed / "metrics.json").unlink()
+    again = pretrain.main([*words(corpus, resumed, **keys), "--resume"])
+    assert again["resumed_from_step"] == 4
+    assert_equal_weights(folder, resumed)
+
+
 def test_the_examples_are_what_the_saved_model_says(finished, corpus):
     record = json.loads((finished / "run.json").read_text())
     assert len(record["examples"]) >= 4
@@ -413,6 +432,13 @@ class TestBadInput:
         refused("no option 'zz'", callbacks="{zclip: {zz: 1}}")
         refused("callbacks: zclip: got 3", callbacks="{zclip: 3}")
         refused("callbacks: clip_by_value", callbacks="{clip_by_value: {}}")
+
+    def test_samplers_that_cannot_be(self, refused):
+        refused("did you mean 'token_budget'?", sampler="{token_budgets: {}}")
+        refused("one name and its options", sampler="{difficulty: {}, token_budget: {}}")
+        refused("sampler: token_budget", sampler="{token_budget: {}}")
+        budget = {"sampler": "{token_budget: {max_tokens: 64}}"}
+        refused("give max_steps", **budget, max_steps="none", num_train_epochs=1)
 
     def test_a_folder_that_holds_something(self, corpus, tmp_path):
         (tmp_path / "notes.txt").write_text("mine")
