@@ -9,13 +9,22 @@ import torch
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
+from hf_tfopt.data.batch_form import Filled, Form, Size, place
 from hf_tfopt.data.columns import NO_WORD
 from hf_tfopt.data.epoch_clock import EpochClock
-from hf_tfopt.data.flat_batch import FlatBatch, Rows, flatten
-from hf_tfopt.data.keyed_bits import Flags, example_keys
+from hf_tfopt.data.flat_batch import (
+    FlatBatch,
+    RowLists,
+    Rows,
+    flat_lists,
+    row_lists,
+    sentence_labels,
+)
+from hf_tfopt.data.keyed_bits import CHOICE, Flags, example_keys
 from hf_tfopt.data.masking import choose_targets, set_apart
+from hf_tfopt.data.masking_kernel import MaskingKernel
 from hf_tfopt.data.masking_rule import MaskingRule, check_rate
-from hf_tfopt.data.model_inputs import ModelFacts, model_inputs
+from hf_tfopt.data.model_inputs import ModelFacts, batch_form, model_inputs
 from hf_tfopt.data.training_view import training_view
 from hf_tfopt.data.words import num_ids, word_tables
 
@@ -81,6 +90,7 @@ class MaskedLMCollator(TrainerCallback):
         self._pad_id: int = tokenizer.pad_token_id  # looked up once: the property is slow
         special = ~self.rule.maskable
         self._words = None if unit == "token" else word_tables(tokenizer).set_apart(special)
+        self._kernel = MaskingKernel(self.rule, self._words)
         self._model: ModelFacts | None = None
         self._clock = EpochClock()
         if model is not None:
@@ -163,20 +173,38 @@ class MaskedLMCollator(TrainerCallback):
         return check_rate(rate(epoch) if callable(rate) else rate)
 
     def _collate(self, rows: Rows, epoch: int, probability: float) -> dict[str, Any]:
-        is_packed = "position_ids" in rows[0]
-        batch = flatten(rows, is_packed, len(self.rule.maskable))
+        lists = row_lists(rows)
+        kernel = self._kernel.batch(lists, probability, self.seed, epoch)
+        if kernel is None:
+            flat = self._flat(lists)
+            form = self._form(lists, Size.of(flat.rows))
+            filled = self._filled(flat, form, probability, epoch)
+        else:
+            form = self._form(lists, kernel.size)
+            filled = kernel.fill(form, self._clock.is_watching)
+            if filled is None:
+                self._flat(lists)  # says what is wrong with these rows
+                raise AssertionError("nothing is wrong with these rows")
+        if filled.keys is not None:
+            self._clock.watch(filled.keys)
+        return model_inputs(filled, form, self._model, sentence_labels(rows))
+
+    def _form(self, lists: RowLists, size: Size) -> Form:
+        has_token_types = "token_type_ids" in lists.columns
+        multiple = self.pad_to_multiple_of or 1
+        return batch_form(
+            size, self._model, lists.is_packed, has_token_types, self._pad_id, multiple
+        )
+
+    def _flat(self, lists: RowLists) -> FlatBatch:
+        return flat_lists(lists, lists.is_packed, len(self.rule.maskable))
+
+    def _filled(self, batch: FlatBatch, form: Form, probability: float, epoch: int) -> Filled:
+        """What the kernel does, with arrays."""
         keys = example_keys(batch.ids, batch.examples, self.seed, epoch)
-        self._clock.watch(keys[0])
         starts = self._word_starts(batch)
         targets = choose_targets(batch.ids, batch.examples, keys, self.rule, probability, starts)
-        return model_inputs(
-            batch,
-            targets,
-            self._model,
-            is_packed,
-            self._pad_id,
-            self.pad_to_multiple_of or 1,
-        )
+        return place(batch, targets, keys[CHOICE], form)
 
     def _word_starts(self, batch: FlatBatch) -> Flags | None:
         """Where words start, by the rows' own word_ids or by tables; None: units are tokens."""
@@ -185,7 +213,8 @@ class MaskedLMCollator(TrainerCallback):
         if batch.word_ids is not None:
             starts = np.diff(batch.word_ids, prepend=NO_WORD) != 0
             return set_apart(starts, ~self.rule.maskable[batch.ids])
-        return self._words.word_starts(batch.ids)
+        bounds = batch.examples
+        return self._words.word_starts(batch.ids, bounds[:-1][bounds[1:] > bounds[:-1]])
 
 
 def _rule(tokenizer: Any, unit: str, mask_fraction: float, random_fraction: float) -> MaskingRule:

@@ -2,7 +2,8 @@
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from functools import cached_property
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,12 @@ class Values(Column):
         self.chunks = [chunk.to_numpy() for chunk in chunks] if numbers else chunks
         self.begins = _begins(chunks)
 
+    def take(self, rows: Sequence[int]) -> NDArray[Any]:
+        """The values of these rows."""
+        if len(self.chunks) == 1 and isinstance(values := self.chunks[0], np.ndarray):
+            return values[np.asarray(rows)]
+        return np.array([self[row] for row in rows])
+
     def __getitem__(self, row: int) -> Any:
         chunk, inside = _place(self.begins, row)
         value = self.chunks[chunk][inside]
@@ -44,29 +51,65 @@ class _Chunk(ctypes.Structure):
     )
 
 
-class Lists(Column):
-    """A column of lists of numbers: each row is a slice of its chunk's buffer."""
+class ColumnView(ctypes.Structure):
+    """`Column` of native/masked_batch.cpp."""
 
-    def __init__(self, name: str, chunks: Sequence[Any]):
-        self.values = [_values(name, chunk) for chunk in chunks]
-        self.offsets = [_offsets(chunk) for chunk in chunks]
-        self.begins = _begins(chunks)
-        self._views: list[Any] = [offsets.data for offsets in self.offsets]
+    _fields_ = (
+        ("chunks", ctypes.c_void_p),
+        ("num_chunks", ctypes.c_int64),
+        ("offset_size", ctypes.c_int32),
+        ("value_size", ctypes.c_int32),
+    )
+
+
+class Lists(Column):
+    """A column of lists of numbers: each row is a slice of its chunk's buffer.
+
+    Args:
+        values: of every chunk, one row after the other.
+        offsets: for every chunk, where the values of its rows begin, and the end of the last.
+    """
+
+    def __init__(self, values: Sequence[NDArray[Any]], offsets: Sequence[NDArray[Any]]):
+        self.values, self.offsets = values, offsets
+        self.begins = _begins([view[:-1] for view in offsets])
+        self._views: list[Any] = [view.data for view in offsets]
         places = zip(self.values, self.offsets, self.begins.tolist(), strict=True)
-        self._chunks = (_Chunk * len(chunks))(
+        self._chunks = (_Chunk * len(values))(
             *((v.ctypes.data, o.ctypes.data, begin) for v, o, begin in places)
         )
+
+    @cached_property
+    def view(self) -> ColumnView | None:
+        """The buffers as C++ reads them, valid as long as this object; None: no whole numbers."""
+        kind = self.values[0].dtype
+        if kind.kind not in "iu":
+            return None
+        size = kind.itemsize if kind.kind == "i" else -kind.itemsize
+        begin = ctypes.addressof(self._chunks)
+        return ColumnView(begin, len(self.values), self.offsets[0].itemsize, size)
 
     def __getitem__(self, row: int) -> NDArray[Any]:
         chunk, inside = _place(self.begins, row)
         offsets = self._views[chunk]
         return self.values[chunk][offsets[inside] : offsets[inside + 1]]
 
+    @classmethod
+    def of_rows(cls, rows: Sequence[NDArray[Any]]) -> Self:
+        """A column of these rows."""
+        bounds = np.cumsum([0, *map(len, rows)])
+        return cls([np.concatenate(rows)], [bounds])
+
     def flat(self, rows: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """All these rows one after the other, and where each begins, and the end of the last.
 
         `np.concatenate([self[row] for row in rows]), np.cumsum([0, *map(len, ...)])`
+
+        Raises:
+            ValueError: they are not of whole numbers.
         """
+        if self.view is None:
+            raise ValueError(f"a column of tokens holds {self.values[0].dtype}: whole numbers only")
         compiled = library("rows")
         if compiled is None or self.values[0].dtype.kind != "i":
             return joined([self[row] for row in rows])
@@ -98,7 +141,9 @@ def open_column(name: str, column: pa.ChunkedArray) -> Column:
     kind: Any = column.type
     nested = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     is_lists = any(check(kind) for check in nested) and _is_number(kind.value_type)
-    return Lists(name, chunks) if is_lists else Values(chunks)
+    if not is_lists:
+        return Values(chunks)
+    return Lists([_values(name, c) for c in chunks], [_offsets(c) for c in chunks])
 
 
 def _begins(chunks: Sequence[Any]) -> NDArray[np.int64]:

@@ -31,6 +31,12 @@ class EpochClock:
         """Whether a Trainer tells the epochs."""
         return bool(self._told.numpy()[2])
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether examples that come again would be warned of."""
+        _, is_set, is_hosted, has_warned = self._told.numpy()
+        return not (is_set or is_hosted or has_warned)
+
     def set_epoch(self, epoch: int) -> None:
         """Tell every process the epoch."""
         self._told[0], self._told[1] = epoch, 1
@@ -41,8 +47,7 @@ class EpochClock:
 
     def watch(self, keys: Words) -> None:
         """Warn once if no epoch was ever set and the examples of the first batch come again."""
-        _, is_set, is_hosted, has_warned = self._told.numpy()
-        if is_set or is_hosted or has_warned:
+        if not self.is_watching:
             return
         known, seen = self._watched.numpy()
         if not known.any():

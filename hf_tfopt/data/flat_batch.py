@@ -1,11 +1,12 @@
 """Rows of a dataset -> one flat batch, all their tokens one after the other."""
 
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hf_tfopt.data.columns import NO_WORD, WORD_IDS, Lists, joined
+from hf_tfopt.data.columns import NO_WORD, WORD_IDS, Lists, Values
 from hf_tfopt.data.keyed_bits import Integers
 from hf_tfopt.data.rows import one_source
 from hf_tfopt.data.segments import segment_lengths
@@ -13,6 +14,9 @@ from hf_tfopt.data.segments import segment_lengths
 Rows = Sequence[Mapping[str, Any]]
 # What the host's heads call the label of a pair of sentences; in the rows it may have either name.
 SENTENCE_LABELS = ("next_sentence_label", "sentence_order_label")
+TOKEN_COLUMNS = ("token_type_ids", WORD_IDS)
+LIST_COLUMNS = ("input_ids", *TOKEN_COLUMNS, "position_ids")
+ATTENTION_MASK = "attention_mask"
 
 
 class FlatBatch(NamedTuple):
@@ -27,7 +31,39 @@ class FlatBatch(NamedTuple):
     examples: Integers
     token_types: Integers | None = None
     word_ids: Integers | None = None
-    sentence_labels: Integers | None = None
+
+
+class RowLists(NamedTuple):
+    """The columns of lists that a batch is made of, and which of their rows are its own."""
+
+    columns: Mapping[str, Lists]
+    rows: "array[int]"
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether rows hold several examples each, told apart by their position_ids."""
+        return "position_ids" in self.columns
+
+
+def row_lists(rows: Rows) -> RowLists:
+    """The columns of lists of these rows: those of `ArrowRows` as they are, or made of dicts.
+
+    Raises:
+        ValueError: no input_ids, padding, or something other than lists of whole numbers.
+    """
+    source = one_source(rows)
+    columns = rows[0] if source is None else source[0]
+    if "input_ids" not in columns:
+        raise ValueError(f"rows have the columns {list(columns)} but no input_ids: tokenize first")
+    if ATTENTION_MASK in columns:
+        _check_unpadded(rows, source)
+    names = [name for name in LIST_COLUMNS if name in columns]
+    if source is not None:
+        found = {name: column for name in names if isinstance(column := columns[name], Lists)}
+        if len(found) == len(names):
+            return RowLists(found, source[1])
+    made = {name: Lists.of_rows(_lists(rows, name)) for name in names}
+    return RowLists(made, array("q", range(len(rows))))
 
 
 def flatten(rows: Rows, is_packed: bool, num_ids: int) -> FlatBatch:
@@ -40,42 +76,78 @@ def flatten(rows: Rows, is_packed: bool, num_ids: int) -> FlatBatch:
         num_ids: of the tokenizer.
 
     Raises:
-        ValueError: no input_ids, a token id that the tokenizer does not have, or no token at all.
+        ValueError: no input_ids, a token id that the tokenizer does not have, no token at all, or
+            columns that have not one value for each token.
     """
-    if "input_ids" not in rows[0]:
-        raise ValueError(f"rows have the columns {list(rows[0])} but no input_ids: tokenize first")
-    ids, bounds = _column(rows, "input_ids")
+    return flat_lists(row_lists(rows), is_packed, num_ids)
+
+
+def flat_lists(lists: RowLists, is_packed: bool, num_ids: int) -> FlatBatch:
+    """`flatten` of rows whose columns were found."""
+    flat = {name: column.flat(lists.rows) for name, column in lists.columns.items()}
+    ids, bounds = flat["input_ids"]
     if not len(ids) or int(ids.view(np.uint64).max()) >= num_ids:  # negative ones are huge
         raise ValueError(_bad_ids(ids, num_ids))
-    token_types, word_ids = (
-        _column(rows, name)[0] if name in rows[0] else None for name in ("token_type_ids", WORD_IDS)
-    )
+    for name, (_, ends) in flat.items():
+        if not np.array_equal(ends, bounds):
+            row = int(np.flatnonzero(np.diff(ends) != np.diff(bounds))[0])
+            raise ValueError(
+                f"a row has {np.diff(bounds)[row]} input_ids and {np.diff(ends)[row]} {name}: "
+                "there must be one for each token"
+            )
     examples = bounds
     if is_packed:
-        positions = [np.asarray(row["position_ids"]) for row in rows]
-        examples = np.cumsum(np.concatenate([[0], *(segment_lengths(p) for p in positions)]))
-    return FlatBatch(ids, bounds, examples, token_types, word_ids, _sentence_labels(rows))
+        parts = np.split(flat["position_ids"][0], bounds[1:-1])
+        examples = np.cumsum(np.concatenate([[0], *(segment_lengths(part) for part in parts)]))
+    types, word_ids = (flat[name][0] if name in flat else None for name in TOKEN_COLUMNS)
+    return FlatBatch(ids, bounds, examples, types, word_ids)
 
 
-def _sentence_labels(rows: Rows) -> Integers | None:
+def sentence_labels(rows: Rows) -> Integers | None:
+    """The label of the pair of sentences that each row is; None if the rows have none."""
     name = next((name for name in SENTENCE_LABELS if name in rows[0]), None)
-    return None if name is None else np.array([row[name] for row in rows], dtype=np.int64)
-
-
-def _column(rows: Rows, name: str) -> tuple[Integers, Integers]:
-    """One column of all rows as a new array; where each row begins, and the end of the last."""
+    if name is None:
+        return None
     source = one_source(rows)
-    if source is not None and isinstance(column := source[0][name], Lists):
-        return column.flat(source[1])
-    values = [row[name] for row in rows]
-    if not isinstance(values[0], np.ndarray):
-        values = [
-            np.array([NO_WORD if v is None else v for v in value], dtype=np.int64)
-            if name == WORD_IDS
-            else np.asarray(value, dtype=np.int64)
-            for value in values
-        ]
-    return joined(values)
+    if source is not None and isinstance(column := source[0][name], Values):
+        return column.take(source[1]).astype(np.int64)
+    return np.array([row[name] for row in rows], dtype=np.int64)
+
+
+def _check_unpadded(rows: Rows, source: tuple[Mapping[str, Any], array[int]] | None) -> None:
+    """Whoever wants padding gets it in the batch; padding in rows would be read as text."""
+    column = None if source is None else source[0][ATTENTION_MASK]
+    lists = column if isinstance(column, Lists) else Lists.of_rows(_lists(rows, ATTENTION_MASK))
+    mask, bounds = lists.flat(range(len(rows)) if source is None else source[1])
+    if not mask.all():
+        row = int(np.searchsorted(bounds, np.argmin(mask), "right")) - 1
+        raise ValueError(
+            f"row {row} of a batch is padded (zeros in 'attention_mask'): tokenize with "
+            "padding=False, batches are padded here"
+        )
+
+
+def _lists(rows: Rows, name: str) -> Sequence[Integers]:
+    """The lists of this column in rows of any kind."""
+    return [_list(row, name, number) for number, row in enumerate(rows)]
+
+
+def _list(row: Mapping[str, Any], name: str, number: int) -> Integers:
+    if name not in row:
+        raise ValueError(f"row {number} of a batch has no {name}, and others have")
+    value = row[name]
+    try:
+        if name == WORD_IDS and not isinstance(value, np.ndarray):
+            value = [NO_WORD if word is None else word for word in value]
+        found = np.asarray(value)
+    except (TypeError, ValueError):  # lists in the list, of different lengths
+        found = None
+    if found is None or found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
+        raise ValueError(
+            f"row {number} of a batch has {name} of {value!r:.60}: it must be a list of whole "
+            "numbers"
+        )
+    return found if len(found) else found.astype(np.int64)
 
 
 def _bad_ids(ids: Integers, num_ids: int) -> str:

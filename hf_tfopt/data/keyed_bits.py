@@ -4,13 +4,10 @@ All examples of a batch lie one after the other in one flat array. Bits that are
 they are for are the same for any number of workers, ranks and restarts.
 """
 
-import ctypes
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-
-from hf_tfopt.native.build import address, library
 
 Integers = NDArray[np.int64]
 Words = NDArray[np.uint64]
@@ -76,22 +73,15 @@ def example_keys(ids: Integers, bounds: Integers, seed: int, epoch: int) -> Word
         An array of [number of streams, number of examples].
     """
     lengths = bounds[1:] - bounds[:-1]
-    weights = _weights(_room(int(lengths.max(initial=0)) + 1))
-    moment = _moment(seed, epoch)
-    compiled = library("masking")
-    if compiled is None:
-        content = _content(ids.view(np.uint64), bounds, lengths, weights)
-        return mix(mix(content + moment) + _multiples(NUM_STREAMS)[:, None])
-    keys = np.empty((NUM_STREAMS, len(lengths)), dtype=np.uint64)
-    compiled.tfopt_example_keys(
-        address(ids, "i8"),
-        address(bounds, "i8"),
-        ctypes.c_int64(len(lengths)),
-        address(weights, "u8"),
-        ctypes.c_uint64(int(moment[0])),
-        address(keys, "u8"),
-    )
-    return keys
+    weights = content_weights(int(lengths.max(initial=0)))
+    content = _content(ids.view(np.uint64), bounds, lengths, weights)
+    moments = content + np.uint64(moment(seed, epoch))
+    return mix(mix(moments) + _multiples(NUM_STREAMS)[:, None])
+
+
+def content_weights(longest: int) -> Words:
+    """The weight of every place in an example of at most `longest` tokens, and of its length."""
+    return _weights(_room(longest + 1))
 
 
 def _content(ids: Words, bounds: Integers, lengths: Integers, weights: Words) -> Words:
@@ -108,9 +98,10 @@ def _content(ids: Words, bounds: Integers, lengths: Integers, weights: Words) ->
 
 
 @lru_cache(maxsize=32)
-def _moment(seed: int, epoch: int) -> Words:
+def moment(seed: int, epoch: int) -> int:
+    """The hash of seed and epoch, `mix(mix(seed) + epoch)`."""
     start = mix(np.array([seed & _64_BITS], dtype=np.uint64))
-    return mix(start + np.uint64(epoch & _64_BITS))
+    return int(mix(start + np.uint64(epoch & _64_BITS))[0])
 
 
 def shuffled(size: int, *key: int) -> Integers:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hf_tfopt.data import masking_kernel
 from hf_tfopt.data.keyed_bits import (
     CHOICE,
     FALLBACK,
@@ -55,20 +54,6 @@ def choose_targets(
     drawn independently, so an example's number of targets varies around the rate; a span may be
     cut short by the next one, and the rate is exact at every position.
     """
-    given = (ids, bounds, keys, rule, probability, word_starts)
-    targets = masking_kernel.choose_targets(*given)
-    return choose_with_arrays(*given) if targets is None else targets
-
-
-def choose_with_arrays(
-    ids: Integers,
-    bounds: Integers,
-    keys: Words,
-    rule: MaskingRule,
-    probability: float,
-    word_starts: Flags | None,
-) -> Targets:
-    """`choose_targets` where nothing can be compiled: with operations on whole arrays."""
     positions, fate = _chosen_tokens(ids, bounds, keys, rule, probability, word_starts)
     labels = ids[positions]
     inputs = np.full(len(labels), rule.mask_id)

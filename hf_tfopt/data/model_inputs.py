@@ -1,4 +1,4 @@
-"""A flat batch of examples -> the tensors that a model with its attention implementation takes."""
+"""The form of a batch that suits a model and its attention, and the arguments of its forward."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_tfopt.data.flat_batch import SENTENCE_LABELS, FlatBatch
+from hf_tfopt.data.batch_form import IGNORED, Filled, Form, Size
+from hf_tfopt.data.flat_batch import SENTENCE_LABELS
 from hf_tfopt.data.keyed_bits import Integers
-from hf_tfopt.data.masking_rule import Targets
-from hf_tfopt.data.segments import attention_inputs
+from hf_tfopt.data.segments import segment_inputs
 
-IGNORED = -100  # the label that every loss of the host leaves out
+__all__ = ["IGNORED", "ModelFacts", "batch_form", "check_length", "model_inputs"]
 
 
 @dataclass(frozen=True)
@@ -94,59 +94,76 @@ def _first_position(model: nn.Module) -> int:
     return 0
 
 
-def model_inputs(
-    batch: FlatBatch,
-    targets: Targets,
+def batch_form(
+    size: Size,
     model: ModelFacts | None,
-    packed: bool,
+    is_packed: bool,
+    has_token_types: bool,
     pad_id: int,
     multiple: int = 1,
-) -> dict[str, Any]:
-    """The keyword arguments of the model's forward.
+) -> Form:
+    """How these rows lie in the batch of this model.
 
-    Rows of one example: padded, with a 2-D attention mask; or, where the attention takes lengths
-    (`joins_rows`), all in one row. Packed rows: padded, with position ids that restart and what
-    this attention needs to keep examples apart (`segments.attention_inputs`).
+    Rows of one example: each in a row of the batch, padded; or, where the attention takes lengths
+    (`joins_rows`), all in one row. Packed rows: padded.
 
     Args:
-        batch: the examples; the model sees `targets.inputs` in them (written into `batch.ids`).
-        targets: what is to be guessed; labels are -100 elsewhere.
+        size: of the rows.
         model: the facts of the model; None: rows of one example only.
-        packed: whether rows hold several examples each.
+        is_packed: whether rows hold several examples each.
+        has_token_types: whether rows have token types; they are used if the model takes them.
         pad_id: the token id in padding.
         multiple: the width is padded to a multiple of this.
 
     Raises:
         ValueError: packed rows without a model or for one that mixes them up; a row too long.
     """
-    _check_separable(model, packed)
-    apart = packed or (model is not None and model.joins_rows)
-    rows = batch.rows if packed or not apart else batch.rows[[0, -1]]
-    width = -(-_longest(rows) // multiple) * multiple
-    _check_length(model, _longest(batch.examples) if apart else width)
-    where = _where(rows, width)
-    shape = (len(rows) - 1, width)
-    batch.ids[targets.positions] = targets.inputs
-    at = targets.positions if where is None else where[targets.positions]
-    inputs: dict[str, Any] = {
-        "input_ids": _place(batch.ids, where, shape, pad_id),
-        "labels": _place(targets.labels, at, shape, IGNORED),
-    }
-    if batch.token_types is not None and (model is None or "token_type_ids" in model.arguments):
-        inputs["token_type_ids"] = _place(batch.token_types, where, shape, 0)
-    if batch.sentence_labels is not None:
-        inputs |= _sentence_label(batch.sentence_labels, model)
-    if apart:
-        assert model is not None
-        segments = np.split(np.diff(batch.examples), batch.examples.searchsorted(rows[1:-1]))
-        inputs |= _kept_apart([s[s > 0] for s in segments], width, model)
-    else:
-        inputs["attention_mask"] = (
-            torch.from_numpy(np.ones(shape, dtype=np.int64))
-            if where is None
-            else _place(1, where, shape, 0)
-        )
-    return inputs
+    if is_packed:
+        _check_separable(model)
+    is_apart = is_packed or (model is not None and model.joins_rows)
+    is_joined = is_apart and not is_packed
+    longest = size.num_tokens if is_joined else size.longest
+    width = -(-longest // multiple) * multiple
+    if not is_apart:
+        check_length(model, width)
+    return Form(
+        (1 if is_joined else size.num_rows, width),
+        is_joined,
+        is_apart,
+        has_token_types and (model is None or "token_type_ids" in model.arguments),
+        pad_id,
+        0 if model is None else model.first_position,
+    )
+
+
+def model_inputs(
+    filled: Filled, form: Form, model: ModelFacts | None, labels: Integers | None
+) -> dict[str, Any]:
+    """The keyword arguments of the model's forward.
+
+    Args:
+        filled: the tensors that tokens alone fill.
+        form: of the batch.
+        model: the facts of the model.
+        labels: of pairs of sentences.
+
+    Raises:
+        ValueError: an example too long.
+    """
+    inputs: dict[str, Any] = filled.tensors
+    if labels is not None:
+        inputs |= _sentence_label(labels, model)
+    if filled.ends is None:
+        return inputs
+    assert model is not None
+    check_length(model, filled.longest)
+    return inputs | segment_inputs(
+        np.diff(filled.ends, prepend=0),
+        form.shape,
+        model.implementation,
+        layer_windows=model.layer_windows,
+        dtype=model.dtype,
+    )
 
 
 def _sentence_label(labels: Integers, model: ModelFacts | None) -> dict[str, torch.Tensor]:
@@ -157,52 +174,14 @@ def _sentence_label(labels: Integers, model: ModelFacts | None) -> dict[str, tor
     return {name: torch.from_numpy(labels) for name in known}
 
 
-def _longest(bounds: Integers) -> int:
-    return int((bounds[1:] - bounds[:-1]).max())
-
-
-def _where(rows: Integers, width: int) -> Integers | None:
-    """The place of each flat token among rows of `width` filled up on the right; None: its own."""
-    lengths = rows[1:] - rows[:-1]
-    if rows[-1] == width * len(lengths):
-        return None
-    skipped = np.arange(len(lengths)) * width - rows[:-1]
-    return np.arange(rows[-1]) + np.repeat(skipped, lengths)
-
-
-def _place(values: Any, where: Integers | None, shape: tuple[int, int], fill: int) -> torch.Tensor:
-    if where is None:
-        return torch.from_numpy(values.reshape(shape))
-    padded = np.full(shape[0] * shape[1], fill)
-    padded[where] = values
-    return torch.from_numpy(padded.reshape(shape))
-
-
-def _kept_apart(segments: Sequence[Integers], width: int, model: ModelFacts) -> dict[str, Any]:
-    """Position ids that restart with each example (padding is one too), and the attention's own."""
-    count = np.arange(width)
-    lengths = [n for row in segments for n in [*row.tolist(), width - int(row.sum())]]
-    positions = np.concatenate([count[:n] for n in lengths]).reshape(-1, width)
-    return {
-        "position_ids": torch.from_numpy(positions + model.first_position),
-        **attention_inputs(
-            segments,
-            width,
-            model.implementation,
-            layer_windows=model.layer_windows,
-            dtype=model.dtype,
-        ),
-    }
-
-
-def _check_separable(model: ModelFacts | None, packed: bool) -> None:
-    if packed and model is None:
+def _check_separable(model: ModelFacts | None) -> None:
+    if model is None:
         raise ValueError(
             "the rows are packed (they have position_ids), and it depends on the model's attention "
             "how examples are kept apart: pass model=... to the collator, or callbacks=[collator] "
             "to the Trainer"
         )
-    if packed and model is not None and not model.keeps_apart:
+    if not model.keeps_apart:
         raise ValueError(
             f"{model.name} has an attention of its own, or joins neighbours' embeddings, and would "
             "mix packed examples: leave out tfo.pack for it, or take a model with the common "
@@ -210,7 +189,8 @@ def _check_separable(model: ModelFacts | None, packed: bool) -> None:
         )
 
 
-def _check_length(model: ModelFacts | None, longest: int) -> None:
+def check_length(model: ModelFacts | None, longest: int) -> None:
+    """Raise ValueError if the model has no positions for an example of this length."""
     if model is not None and model.num_positions is not None and longest > model.num_positions:
         raise ValueError(
             f"an example of {longest} tokens does not fit the {model.num_positions} positions of "

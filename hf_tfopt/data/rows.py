@@ -39,7 +39,7 @@ class Row(Mapping[str, Any]):
         return name in self.columns
 
 
-def one_source(rows: Sequence[Any]) -> tuple[Mapping[str, Column], array[int]] | None:
+def one_source(rows: Sequence[Any]) -> "tuple[Mapping[str, Column], array[int]] | None":
     """The columns that all these rows read, and their numbers; None if not of one `ArrowRows`."""
     first = rows[0]
     if not isinstance(first, Row):

@@ -59,8 +59,25 @@ def attention_inputs(
     Raises:
         ValueError: an implementation not listed above, or a row wider than `width`.
     """
-    check_name("attention implementation", implementation, (*MASKED, *UNMASKED))
     lengths = _with_padding(rows, width)
+    return segment_inputs(
+        lengths, (len(rows), width), implementation, layer_windows=layer_windows, dtype=dtype
+    )
+
+
+def segment_inputs(
+    lengths: NDArray[np.int64],
+    shape: tuple[int, int],
+    implementation: str,
+    *,
+    layer_windows: Mapping[str, int | None] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Any]:
+    """`attention_inputs` of a batch of this shape, by the lengths of all its segments.
+
+    Every row is full: what is behind its examples is a segment too.
+    """
+    check_name("attention implementation", implementation, (*MASKED, *UNMASKED))
     if implementation in UNMASKED:
         ends = torch.zeros(len(lengths) + 1, dtype=torch.int32)
         ends[1:] = torch.from_numpy(np.cumsum(lengths))
@@ -71,7 +88,7 @@ def attention_inputs(
             "max_length_q": longest,
             "max_length_k": longest,
         }
-    numbers = np.repeat(np.arange(len(lengths)), lengths).reshape(len(rows), width)
+    numbers = np.repeat(np.arange(len(lengths)), lengths).reshape(shape)
     segments = torch.from_numpy(numbers)
     windows = {None} if layer_windows is None else set(layer_windows.values())
     masks = {w: _mask(SameSegment(segments, w), implementation, dtype) for w in windows}

@@ -44,10 +44,14 @@ class WordTables:
     first: Classes | None = None
     last: Classes | None = None
 
-    def word_starts(self, ids: Integers) -> Flags:
+    def word_starts(self, ids: Integers, begins: Integers | None = None) -> Flags:
         """Whether a word starts at each of `ids`, each one following the one before it.
 
         `starts[ids[i]] or starts[ids[i - 1]] > 1 or not first[ids[i]] & last[ids[i - 1]]`
+
+        Args:
+            ids: token ids.
+            begins: where examples with tokens begin, so that none has to do with the one before.
         """
         kinds = self.starts[ids]
         starts = kinds != 0
@@ -56,6 +60,8 @@ class WordTables:
             return starts
         last = self.last[ids]
         if (carried := last == CARRIED).any():
+            if begins is not None:
+                carried[begins] = False
             source = np.where(carried, 0, np.arange(len(ids)))
             last = last[np.maximum.accumulate(source)]
         starts[1:] |= (self.first[ids[1:]] & last[:-1]) == 0

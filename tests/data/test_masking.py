@@ -1,13 +1,26 @@
 """Masks: what is chosen, how often, with what in its place, and by what bits."""
 
+from array import array
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from hf_tfopt.data.keyed_bits import FALLBACK, Integers, bits, example_keys, lanes_below, mix
+from hf_tfopt.data.batch_form import IGNORED, Form
+from hf_tfopt.data.columns import Lists
+from hf_tfopt.data.flat_batch import RowLists
+from hf_tfopt.data.keyed_bits import (
+    CHOICE,
+    FALLBACK,
+    Integers,
+    bits,
+    example_keys,
+    lanes_below,
+    mix,
+)
 from hf_tfopt.data.masking import choose_targets, set_apart
+from hf_tfopt.data.masking_kernel import MaskingKernel
 from hf_tfopt.data.masking_rule import (
     MAX_SPAN,
     UNITS,
@@ -17,6 +30,7 @@ from hf_tfopt.data.masking_rule import (
     linear_rate,
     span_tables,
 )
+from hf_tfopt.data.words import WordTables
 from hf_tfopt.native.build import SWITCH, find_compiler, library
 from tests.references import masking as plain
 
@@ -32,7 +46,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         pytest.skip("no C++ compiler")
     monkeypatch.setenv(SWITCH, "0" if request.param == "arrays" else "1")
     library.cache_clear()
-    assert (library("masking") is None) == (request.param == "arrays")
+    assert (library("masked_batch") is None) == (request.param == "arrays")
     yield request.param
     library.cache_clear()
 
@@ -60,9 +74,30 @@ def mask(
     table = np.zeros(NUM_IDS, dtype=bool)
     table[list(starting)] = True
 
+    if library("masked_batch") is not None:
+        words = None if rule.unit == "token" else WordTables(table).set_apart(~rule.maskable)
+        return compiled_targets(ids, bounds, MaskingKernel(rule, words), probability, seed, epoch)
     keys = example_keys(ids, bounds, seed, epoch)
     starts = None if rule.unit == "token" else set_apart(table[ids], ~rule.maskable[ids])
     return choose_targets(ids, bounds, keys, rule, probability, starts)
+
+
+def compiled_targets(ids: Integers, bounds: Integers, kernel: MaskingKernel, *key: Any) -> Targets:
+    """What the kernel wrote into a batch of one row."""
+    lists = RowLists({"input_ids": Lists([ids], [bounds])}, array("q", range(len(bounds) - 1)))
+    batch = kernel.batch(lists, *key)
+    assert batch is not None
+    if not len(ids):
+        return Targets(ids, ids, ids)
+    form = Form((1, len(ids)), True, True, False, 0, 0)
+    filled = batch.fill(form, wants_keys=True)
+    assert filled is not None and filled.keys is not None and filled.ends is not None
+    assert filled.keys.tolist() == example_keys(ids, bounds, *key[1:])[CHOICE].tolist()
+    assert filled.ends.tolist() == np.unique(bounds[1:][np.diff(bounds) > 0]).tolist()
+    labels, inputs = (filled.tensors[name].numpy()[0] for name in ("labels", "input_ids"))
+    positions = np.flatnonzero(labels != IGNORED)
+    assert np.array_equal(np.where(labels == IGNORED, inputs, labels), ids)
+    return Targets(positions, labels[positions], inputs[positions])
 
 
 def by_example(targets: Targets, examples: list[list[int]]) -> list[dict[int, tuple[int, int]]]:

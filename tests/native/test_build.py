@@ -51,7 +51,7 @@ def test_it_is_compiled_once(cache: Path) -> None:
 
 @needs_compiler
 def test_many_processes_at_once_leave_one_file(cache: Path) -> None:
-    code = "from hf_tfopt.native.build import library; assert library('masking') is not None"
+    code = "from hf_tfopt.native.build import library; assert library('masked_batch') is not None"
     with ThreadPoolExecutor(4) as pool:
         runs = list(pool.map(lambda _: subprocess.run([sys.executable, "-c", code]), range(4)))
     assert [run.returncode for run in runs] == [0] * 4
