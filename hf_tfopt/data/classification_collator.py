@@ -1,6 +1,5 @@
 """Rows with labels -> one batch, padded or without padding, for any head that classifies."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,17 +8,12 @@ from numpy.typing import NDArray
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
-from hf_tfopt.data.batch_form import place
-from hf_tfopt.data.example_labels import Labels, fitting, labels_of
+from hf_tfopt.data.example_labels import IGNORED, Labels, fitting, labels_of
 from hf_tfopt.data.flat_batch import FlatBatch, Rows, flatten
-from hf_tfopt.data.masking_rule import Targets
-from hf_tfopt.data.model_inputs import ModelFacts, batch_form, model_inputs
-from hf_tfopt.data.packed_rows import example_starts, share_rows
+from hf_tfopt.data.model_inputs import ModelFacts
+from hf_tfopt.data.packed_rows import example_starts, in_rows, placed, row_inputs, share_rows
 from hf_tfopt.data.training_view import training_view
 from hf_tfopt.data.words import num_ids
-
-_NONE = np.empty(0, dtype=np.int64)
-_NO_KEYS = np.empty(0, dtype=np.uint64)  # by which masks are drawn
 
 
 class ClassificationCollator(TrainerCallback):
@@ -135,27 +129,41 @@ class ClassificationCollator(TrainerCallback):
         batch = self._flat(rows)
         lengths = np.diff(batch.rows)
         labels = labels_of(rows, lengths)
-        facts = self._model
-        if facts is not None and labels is not None:
-            labels = fitting(labels, facts.config)
-        if not self._is_apart(labels, is_training):
-            facts = None if facts is None else replace(facts, keeps_apart=False)
-            return self._inputs(batch, labels, facts, False)
-        assert facts is not None
-        if facts.joins_rows:
-            inputs = self._inputs(batch, labels, facts, False)
-            order, joined = np.arange(len(rows)), batch._replace(rows=batch.rows[[0, -1]])
-        else:
-            multiple = self.pad_to_multiple_of or 1
-            capacity = -(-int(lengths.max()) // multiple) * multiple
-            joined, order, places = share_rows(batch, capacity)
-            if labels is not None and labels.is_by_token:
-                labels = labels._replace(values=labels.values[places])
-            inputs = self._inputs(joined, labels, facts, True)
-        if self._reads_starts:
-            starts = example_starts(joined, order, inputs["input_ids"].shape[1])
-            inputs["example_starts"] = torch.from_numpy(starts)
+        if labels is not None and self._model is not None:
+            labels = fitting(labels, self._model.config)
+        is_apart = self._is_apart(labels, is_training)
+        longest, order = int(lengths.max()), np.arange(len(rows))
+        self._check_length(longest if is_apart else self._rounded(longest))
+        if is_apart and self._model is not None:
+            if self._model.joins_rows:
+                batch = batch._replace(rows=batch.rows[[0, -1]])
+            else:
+                batch, order, places = share_rows(batch, self._rounded(longest))
+                if labels is not None and labels.is_by_token:
+                    labels = labels._replace(values=labels.values[places])
+        width = self._rounded(int(np.diff(batch.rows).max()))
+        inputs = row_inputs(batch, self._model, is_apart, self._pad_id, width)
+        if is_apart and self._reads_starts:
+            inputs["example_starts"] = torch.from_numpy(example_starts(batch, order, width))
+        if labels is not None:
+            inputs["labels"] = (
+                placed(labels.values, in_rows(batch, width), IGNORED)
+                if labels.is_by_token
+                else torch.from_numpy(labels.values)
+            )
         return inputs
+
+    def _rounded(self, width: int) -> int:
+        multiple = self.pad_to_multiple_of or 1
+        return -(-width // multiple) * multiple
+
+    def _check_length(self, longest: int) -> None:
+        model = self._model
+        if model is not None and model.num_positions is not None and longest > model.num_positions:
+            raise ValueError(
+                f"an example of {longest} tokens does not fit the {model.num_positions} positions "
+                f"of {model.name}: tokenize with max_length={model.num_positions}"
+            )
 
     def _is_apart(self, labels: Labels | None, is_training: bool) -> bool:
         """Whether the examples of this batch are packed; raises ValueError where they cannot be."""
@@ -175,6 +183,11 @@ class ClassificationCollator(TrainerCallback):
                 f"the head of {name} would read the first example of each packed row only: call "
                 "tfo.packed_classification(model) before the Trainer is made, or give "
                 "is_packed=False"
+            )
+        if not self._model.keeps_apart:  # the surgery has tried what it was given
+            raise ValueError(
+                f"{name} has an attention of its own, or joins neighbours' embeddings, and would "
+                "mix packed examples: give is_packed=False"
             )
         return self._reads_starts or (is_training and is_by_token)
 
@@ -196,28 +209,6 @@ class ClassificationCollator(TrainerCallback):
                 "padding=False"
             )
         return batch
-
-    def _inputs(
-        self, batch: FlatBatch, labels: Labels | None, facts: ModelFacts | None, is_packed: bool
-    ) -> dict[str, Any]:
-        targets = Targets(_NONE, _NONE, _NONE)
-        if labels is not None and labels.is_by_token:
-            targets = Targets(np.arange(len(batch.ids)), labels.values, batch.ids)
-        form = batch_form(
-            np.diff(batch.rows),
-            facts,
-            is_packed,
-            batch.token_types is not None,
-            self._pad_id,
-            self.pad_to_multiple_of or 1,
-        )
-        filled = place(batch, targets, _NO_KEYS, form)
-        inputs = model_inputs(filled, form, facts, None)
-        if labels is None:
-            del inputs["labels"]
-        elif not labels.is_by_token:
-            inputs["labels"] = torch.from_numpy(labels.values)
-        return inputs
 
 
 def _is_whole(row: Any) -> bool:
