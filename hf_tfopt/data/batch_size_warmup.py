@@ -33,6 +33,7 @@ class BatchSizeWarmup(BatchPlan):
     The learning rate stays what its schedule says. By linear scaling the noise of an update goes
     with lr / rows, so that growing batches calm training as a decay would (Smith et al.); to have
     it the same from the start, let the learning rate grow along: `warmup_steps=num_steps`.
+    `NoiseScale` takes all steps to be full: it belongs behind the warm-up.
 
     Args:
         start: rows of the first step, of all processes; at least one for each micro-batch.
@@ -52,14 +53,14 @@ class BatchSizeWarmup(BatchPlan):
     """
 
     def __init__(self, start: int, num_steps: float, *, growth: Growth = "linear", seed: int = 0):
-        if start < 1:
-            raise ValueError(f"start is {start}, a number of rows; it must be at least 1")
+        if start < 1 or start != int(start):
+            raise ValueError(f"start is {start}, a number of rows; it must be whole, at least 1")
         if not num_steps > 0 or (num_steps >= 1 and num_steps != int(num_steps)):
             raise ValueError(
                 f"num_steps is {num_steps}; it must be a whole number of steps, or a share of the "
                 "run's between 0 and 1"
             )
-        self.start = start
+        self.start = int(start)
         self.num_steps = num_steps
         check_name("growth", growth, get_args(Growth))
         self.growth: Growth = growth

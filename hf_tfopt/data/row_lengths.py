@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike
 
+from hf_tfopt.data.columns import Lists
 from hf_tfopt.data.keyed_bits import Integers
 from hf_tfopt.data.rows import ArrowRows
 from hf_tfopt.registry import nearest
 
-IDS = "input_ids"
+IDS, MASK = "input_ids", "attention_mask"
 
 
 def row_lengths(dataset: Any, lengths: str | ArrayLike | None = None) -> Integers:
@@ -44,6 +45,34 @@ def row_lengths(dataset: Any, lengths: str | ArrayLike | None = None) -> Integer
     if is_said and name != IDS and _has_ids(dataset):
         _check_said(name, found, _column_lengths(dataset, IDS)[0])
     return found
+
+
+def padded_rows(dataset: Any) -> Integers:
+    """The rows whose attention mask begins or ends with 0; none where they cannot be seen cheaply.
+
+    Args:
+        dataset: a `datasets.Dataset` or `ArrowRows`; of others nothing is read.
+    """
+    source = dataset.dataset if isinstance(dataset, ArrowRows) else dataset
+    if not isinstance(source, datasets.Dataset) or MASK not in source.column_names:
+        return np.empty(0, dtype=np.int64)
+    if source.format["type"] == "custom":
+        return np.empty(0, dtype=np.int64)
+    rows = ArrowRows(source, [MASK])
+    mask = rows.columns[MASK]
+    if not isinstance(mask, Lists):
+        return np.empty(0, dtype=np.int64)
+    found = [_has_border(*chunk) for chunk in zip(mask.values, mask.offsets, strict=True)]
+    return np.flatnonzero(np.concatenate([*found, []])[rows.table_rows()])
+
+
+def _has_border(mask: Any, offsets: Any) -> Any:
+    """Which rows of a chunk have a 0 at one of their ends."""
+    filled = offsets[1:] > offsets[:-1]
+    is_padded = np.zeros(len(filled), dtype=bool)
+    first, last = mask[offsets[:-1][filled]], mask[offsets[1:][filled] - 1]
+    is_padded[filled] = (first == 0) | (last == 0)
+    return is_padded
 
 
 def _given(lengths: ArrayLike, num_rows: int) -> Integers:

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from hf_tfopt.data.batch_plan import BatchPlan, TrainingRun
 from hf_tfopt.data.keyed_bits import Integers, shuffled
 from hf_tfopt.data.length_buckets import LengthBuckets, cut, length_buckets
-from hf_tfopt.data.row_lengths import row_lengths
+from hf_tfopt.data.row_lengths import padded_rows, row_lengths
 
 _ROWS, _FIRST, _STEPS = range(3)  # what is drawn anew in every epoch
 
@@ -29,8 +29,9 @@ class TokenBudget(BatchPlan):
     at the same time have batches of about as many positions. The loss of `TfoptTrainer` is divided
     by what the whole step holds and stays exact, however unequal its batches.
 
-    `per_device_train_batch_size` has no say. A dataset with less than about 30 batches has buckets
-    of hardly more than one: the same rows meet again in every epoch.
+    `per_device_train_batch_size` has no say, nor `auto_find_batch_size`, which would change it.
+    `NoiseScale` does not fit: it takes all micro-batches to be of that size. A dataset of less than
+    about 30 batches has buckets of hardly more than one: much the same rows meet in every epoch.
 
     Args:
         max_tokens: of a batch of one process, padding included.
@@ -44,8 +45,8 @@ class TokenBudget(BatchPlan):
 
     Raises:
         ValueError: a number out of its range. Before training: lengths that `row_lengths` refuses,
-            an empty row or one longer than `max_tokens`, too few rows for the processes,
-            `dataloader_drop_last`.
+            rows that are padded already, empty or longer than `max_tokens`, too few rows for the
+            processes, `dataloader_drop_last`.
 
     Paper: none.
     """
@@ -60,18 +61,17 @@ class TokenBudget(BatchPlan):
         max_rows: int | None = None,
         max_padding: float = 0.02,
     ):
-        for name, value in (("max_tokens", max_tokens), ("multiple", multiple)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-        if max_rows is not None and max_rows < 1:
-            raise ValueError(f"max_rows is {max_rows}; it must be at least 1, or None")
+        counts = {"max_tokens": max_tokens, "multiple": multiple, "max_rows": max_rows}
+        for name, value in counts.items():
+            if value is not None and (value < 1 or value != int(value)):
+                raise ValueError(f"{name} is {value}; it must be a whole number, at least 1")
         if not 0 <= max_padding < 1:
             raise ValueError(f"max_padding is {max_padding}, a share; it must be in [0, 1)")
-        self.max_tokens = max_tokens
+        self.max_tokens = int(max_tokens)
         self.lengths = lengths
         self.seed = seed
-        self.multiple = multiple
-        self.max_rows = max_rows
+        self.multiple = int(multiple)
+        self.max_rows = None if max_rows is None else int(max_rows)
         self.max_padding = max_padding
 
     def prepare(self, run: TrainingRun) -> None:
@@ -82,6 +82,12 @@ class TokenBudget(BatchPlan):
                 "all of the size they should be: leave it out"
             )
         lengths = row_lengths(run.dataset, self.lengths)
+        full = padded_rows(run.dataset)
+        if len(full):
+            raise ValueError(
+                f"{len(full)} of {len(lengths)} rows are padded already (zeros in attention_mask; "
+                f"the first is row {full[0]}): tokenize with padding=False"
+            )
         padded = -(-lengths // self.multiple) * self.multiple
         check_lengths(lengths, padded, self.max_tokens)
         self._buckets = length_buckets(

@@ -5,8 +5,8 @@ Claim: with `tfo.TokenBudget` at most 3% of the positions are padding on SST-2, 
 BERT-mini's forward and backward pass (no head), all four with about as many real tokens in a batch:
 "random" and "group_by_length" in batches of so many rows; "token budget" with the `max_tokens` that
 gives as many batches; "packed" in full rows (`tfo.pack`) under our attention without a mask. The
-sides take turns of a few batches each, in an order that changes, on other batches every time; a rate
-is the median over the turns, the ratio that of the medians.
+sides take turns of a few batches each, in an order that changes, on other batches every time. A
+rate is the median over the turns, the ratio that of the medians.
 
     python scripts/benchmarks/padding.py --data FOLDER    # sst2/train.tsv, wikitext2/*.txt: by line
     python scripts/benchmarks/padding.py                  # lengths drawn like theirs

@@ -42,7 +42,7 @@ def test_sizes_equal_the_formula(growth: str, num_warm: int, start: int, full: i
     assert sizes == sorted(sizes)
 
 
-@pytest.mark.parametrize("num_epochs", [1, 3, 2.5, 10])
+@pytest.mark.parametrize("num_epochs", [0.6, 1, 3, 2.5, 10])
 @pytest.mark.parametrize("num_steps", [5, 0.3])
 def test_every_row_as_often_as_there_are_epochs(num_epochs: float, num_steps: float) -> None:
     run = run_of(num_processes=2, num_parts=2, num_epochs=num_epochs)
@@ -103,6 +103,7 @@ def test_beyond_the_run_the_stream_goes_on() -> None:
     ("options", "message"),
     [
         ({"start": 0, "num_steps": 5}, "start is 0"),
+        ({"start": 4.5, "num_steps": 5}, "start is 4.5"),
         ({"start": 4, "num_steps": 0}, "num_steps is 0"),
         ({"start": 4, "num_steps": -0.1}, "num_steps is -0.1"),
         ({"start": 4, "num_steps": 2.5}, "num_steps is 2.5"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import hf_tfopt as tfo
-from hf_tfopt.data.row_lengths import row_lengths
+from hf_tfopt.data.row_lengths import padded_rows, row_lengths
 
 LENGTHS = [3, 1, 0, 7, 2, 2, 5]
 IDS = [list(range(n)) for n in LENGTHS]
@@ -120,3 +120,16 @@ def test_a_column_that_lies_is_noticed(is_arrow: bool) -> None:
 def test_what_has_no_lengths_is_refused(made: Any, lengths: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         row_lengths(made(), lengths)
+
+
+def test_padded_rows_are_found_at_either_end() -> None:
+    masks = [[1, 1, 0], [1, 1, 1], [], [0, 1, 1], [1, 0, 1]]
+    plain = datasets.Dataset.from_dict({"attention_mask": masks[:3]})
+    whole = datasets.concatenate_datasets(
+        [plain, datasets.Dataset.from_dict({"attention_mask": masks[3:]})]
+    )
+    assert padded_rows(whole).tolist() == [0, 3]
+    assert padded_rows(tfo.ArrowRows(whole.select([4, 3, 1]))).tolist() == [1]
+    unseen = (dataset(), list(whole), dataset(attention_mask=["a"] * 7), whole.select([]))
+    for each in unseen:
+        assert padded_rows(each).tolist() == []

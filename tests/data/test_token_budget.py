@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -176,10 +177,18 @@ def test_lengths_come_from_the_dataset() -> None:
     assert max(positions(batch, lengths) for batch in plan.batches(0)) <= 64
 
 
+def test_rows_that_are_padded_already_are_refused() -> None:
+    masks = [[1, 1, 1], [1, 1, 0]]
+    dataset = datasets.Dataset.from_dict({"input_ids": [[5, 6, 7]] * 2, "attention_mask": masks})
+    with pytest.raises(ValueError, match=r"1 of 2 rows are padded already .*row 1"):
+        TokenBudget(64).prepare(TrainingRun(dataset, 4))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_tokens": 0}, "max_tokens is 0; it must be at least 1"),
+        ({"max_tokens": 0}, "max_tokens is 0; it must be a whole number, at least 1"),
+        ({"max_tokens": 99.5}, "max_tokens is 99.5"),
         ({"max_tokens": 9, "multiple": 0}, "multiple is 0"),
         ({"max_tokens": 9, "max_rows": 0}, "max_rows is 0"),
         ({"max_tokens": 9, "max_padding": 1.0}, "max_padding is 1.0, a share"),
@@ -254,7 +263,7 @@ def test_two_processes_change_nothing(tmp_path: Path) -> None:
 def test_a_stopped_run_goes_on_as_if_never_stopped(
     plan: Callable[[], BatchPlan], tmp_path: Path
 ) -> None:
-    """Stopped in the second epoch, resumed with other processes' number of parts too."""
+    """Stopped in the second epoch, and resumed with a worker."""
     whole = trainer_for(tmp_path / "whole", plan(), num_train_epochs=3)
     whole.train()
     num_steps = whole.state.max_steps
