@@ -41,5 +41,7 @@ EXAMPLES: dict[str, Callable[[], TrainerCallback]] = {
 }
 # Callbacks of the host's own kind, whose tests are their own.
 PLAIN = {"dataset_epochs", "evaluation_weights"}
+# What they do is not for the callbacks of a stock Trainer; they say so before the first step.
+JOINED = {"length_curriculum"}
 # Without fp16 it has nothing to log.
 SILENT = {"loss_scale_monitor"}

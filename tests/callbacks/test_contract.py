@@ -13,7 +13,7 @@ from transformers import Trainer
 import hf_tfopt as tfo
 from hf_tfopt.callbacks.base import Callback, Monitor
 from hf_tfopt.callbacks.remembered import KEY
-from tests.callbacks.examples import EXAMPLES, PLAIN, SILENT
+from tests.callbacks.examples import EXAMPLES, JOINED, PLAIN, SILENT
 from tests.callbacks.runs import Reporter, history_of, num_hooks, trainer_with, weights_of
 from tests.invariants.splits import Rows
 from tests.models import tiny
@@ -148,6 +148,10 @@ def test_a_stock_trainer_takes_it_too(name: str, tmp_path: Path) -> None:
     before = num_hooks(trainer.model)
     trainer.evaluate()
     trainer.predict(Rows(8, seed=2))
+    if name in JOINED:
+        with pytest.raises(ValueError, match=r"tfo\.attach"):
+            trainer.train()
+        return
     trainer.train()
     trainer.evaluate()
     assert trainer.state.global_step == 2
