@@ -62,6 +62,21 @@ def run_of(trainer: Any) -> TrainingRun:
     )
 
 
+def check_size(trainer: Any) -> None:
+    """Raise ValueError where an epoch would have no step: the host says it late, or not at all."""
+    dataset = trainer.train_dataset
+    if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
+        return
+    run = run_of(trainer)
+    needed = run.batch_size * run.num_processes if run.drop_last else 1
+    if len(dataset) < needed:
+        why = f" to fill a batch of {run.batch_size} on each of {run.num_processes} processes"
+        raise ValueError(
+            f"the training dataset has {len(dataset)} rows; it needs at least {needed}"
+            + (f"{why}, as dataloader_drop_last=True" if run.drop_last else "")
+        )
+
+
 def adopt_batches(trainer: Any, sampler: Any, curriculum: Any) -> None:
     """Give a `HostsCallbacks` its batch plan, which a curriculum may be, or a callback that is one.
 
@@ -99,10 +114,10 @@ def checked_plan(trainer: Any, plan: Any) -> BatchPlan:
             f"{type(plan).__name__} chooses rows by number, but the training dataset "
             f"({type(dataset).__name__}) can only be read in its own order"
         )
-    if trainer.get_tp_size() > 1 or trainer.get_cp_size() > 1:
+    if max(trainer.get_tp_size(), trainer.get_cp_size(), trainer.get_sp_size()) > 1:
         raise ValueError(
-            f"{type(plan).__name__} gives every process batches of its own, but tensor or context "
-            "parallelism needs the same batch on several"
+            f"{type(plan).__name__} gives every process batches of its own, but tensor, context or "
+            "sequence parallelism has several work on the same"
         )
     for name in ("split_batches", "dispatch_batches"):
         if getattr(args.accelerator_config, name):

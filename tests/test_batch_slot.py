@@ -190,8 +190,11 @@ def test_the_host_takes_whole_batches_of_each_process(
     assert type(cut) is BatchSampler, "the host takes batches of any sampler now: do not derive"
 
 
-def test_an_automatic_batch_size_is_planned_for(tmp_path: Path) -> None:
+def test_an_automatic_batch_size_is_planned_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The host begins anew with less; the first try ends in its first step."""
+    monkeypatch.setattr("gc.collect", lambda *_: 0)  # several full ones, of a second each
     plan, tried = Shuffled(), []
 
     class Full(Callback):
@@ -255,15 +258,18 @@ def test_refuses_a_stream_and_a_second_plan(tmp_path: Path) -> None:
         tfo.attach(trainer, sampler=curriculum())
 
 
-@pytest.mark.parametrize("sizes", [(2, 1), (1, 2)])
-def test_refuses_processes_that_need_the_same_batch(sizes: tuple[int, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("sizes", [(2, 1, 1), (1, 2, 1), (1, 1, 2)])
+def test_refuses_processes_that_need_the_same_batch(
+    sizes: tuple[int, int, int], tmp_path: Path
+) -> None:
     trainer = SimpleNamespace(
         args=arguments(tmp_path),
         train_dataset=Numbered(),
         get_tp_size=lambda: sizes[0],
         get_cp_size=lambda: sizes[1],
+        get_sp_size=lambda: sizes[2],
     )
-    with pytest.raises(ValueError, match="needs the same batch on several"):
+    with pytest.raises(ValueError, match="has several work on the same"):
         checked_plan(trainer, Shuffled())
 
 

@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 
 from hf_tfopt.data.batch_plan import BatchPlan, TrainingRun, in_rounds
 from hf_tfopt.data.difficulty import PACES, Floats, Score, easiest_first, scores_of
@@ -66,6 +67,11 @@ class DifficultyCurriculum(BatchPlan):
         pace: str = "sqrt",
         seed: int = 0,
     ):
+        if not (isinstance(score, str) or callable(score) or np.ndim(score) == 1):
+            raise ValueError(
+                f"score is of type {type(score).__name__}; it must be a name, one number for each "
+                "row, or a function of the dataset that gives these"
+            )
         self.score = score
         self.num_steps = _checked_steps(num_steps)
         if not _is_number(start) or not 0 < start <= 1:
@@ -93,7 +99,7 @@ class DifficultyCurriculum(BatchPlan):
         self._num_rows = len(dataset)
         self._sizes = _step_sizes(self._num_rows, run)
         if self._scored is None or self._scored[0] is not dataset:
-            self._scored = dataset, scores_of(self.score, dataset)
+            self._scored = dataset, _of_first(scores_of(self.score, dataset), run.num_processes)
         self._easiest_first = easiest_first(self._scored[1], self.seed)
         self._drawing = None
         total = run.max_steps or math.ceil(run.num_epochs * len(self._sizes))
@@ -205,6 +211,15 @@ def _step_sizes(num_rows: int, run: TrainingRun) -> list[int]:
     batches = [len(batch) for batch in in_rounds(np.arange(num_rows), run)]
     per_step = run.num_processes * run.num_parts
     return [sum(batches[i : i + per_step]) for i in range(0, len(batches), per_step)]
+
+
+def _of_first(scores: Floats, num_processes: int) -> Floats:
+    """The first process's: losses computed on several devices may differ in their last digits."""
+    if num_processes > 1 and dist.is_available() and dist.is_initialized():
+        told = [scores]
+        dist.broadcast_object_list(told, src=0)
+        return told[0]
+    return scores
 
 
 def _checked_steps(num_steps: float) -> float:

@@ -1,11 +1,12 @@
 """What a model makes of every example of a dataset: its loss, one by one, kept on disk."""
 
 import hashlib
+import inspect
 import json
 import logging
 import os
 import random
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -94,7 +95,7 @@ def example_losses(
         settings = {} if cache is None else _settings(model, dataset, first[1], options)
         if cache is not None and (known := _known(Path(cache), settings)) is not None:
             return known
-        scorer = _Scorer(model, first[1], reduction)
+        scorer = _Scorer(model, first[1], reduction, _unused(model, dataset))
         found: list[Floats] = []
         with tqdm(total=len(dataset), desc="Scoring examples", unit=" examples") as bar:
             for rows, batch in chain([first], batches):
@@ -110,8 +111,9 @@ def example_losses(
 class _Scorer:
     """A model in evaluation mode, and the objective that is its loss."""
 
-    def __init__(self, model: Any, batch: Mapping[str, Any], reduction: str):
+    def __init__(self, model: Any, batch: Mapping[str, Any], reduction: str, unused: Set[str]):
         self.model = model
+        self.unused = unused  # columns that the host would have left out
         self.module: Any = unwrap_peft_model(model)
         self.reduction = reduction
         self.device = next(model.parameters()).device
@@ -175,7 +177,11 @@ class _Scorer:
         return (sums if self.reduction == "sum" else sums / counts.clamp(min=1)).numpy()
 
     def _here(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        return {
+            name: value.to(self.device) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+            if name not in self.unused
+        }
 
 
 class _Known(nn.Module):
@@ -196,7 +202,9 @@ def _batches(
 ) -> Iterator[tuple[list[Any], Mapping[str, Any]]]:
     """The rows of every batch, and the batch."""
     for start in range(0, len(dataset), batch_size):
-        rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
+        numbers = list(range(start, min(start + batch_size, len(dataset))))
+        has_batches = hasattr(dataset, "__getitems__")
+        rows = dataset.__getitems__(numbers) if has_batches else [dataset[i] for i in numbers]
         yield rows, collator(rows)
 
 
@@ -209,6 +217,13 @@ def _without_text(dataset: Any) -> Any:
     return dataset.remove_columns(text) if text else dataset
 
 
+def _unused(model: Any, dataset: Any) -> set[str]:
+    """Columns that the model has no argument for, such as the number of an example."""
+    arguments = inspect.signature(unwrap_peft_model(model).forward).parameters
+    known: Any = getattr(dataset, "column_names", ())
+    return {name for name in known if name not in arguments and "label" not in name}
+
+
 @contextmanager
 def _left_as_it_was(model: Any) -> Generator[None]:
     """Modes, precision, random numbers and `problem_type` are put back, whatever happens."""
@@ -219,7 +234,10 @@ def _left_as_it_was(model: Any) -> Generator[None]:
     states = random.getstate(), np.random.get_state()
     device = next(model.parameters()).device
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with (
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            torch.autocast(device.type, enabled=False),
+        ):
             yield
     finally:
         for module, training in modes:

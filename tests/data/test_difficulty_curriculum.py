@@ -178,6 +178,7 @@ BAD_OPTIONS = {
     "NaN": ({"num_steps": float("nan")}, "num_steps is nan"),
     "endless": ({"num_steps": float("inf")}, "num_steps is inf"),
     "bool": ({"num_steps": True}, "num_steps is True"),
+    "no score": ({"score": None}, "score is of type NoneType"),
     "seed": ({"seed": 0.5}, "seed is 0.5"),
 }
 
@@ -186,7 +187,7 @@ BAD_OPTIONS = {
 def test_bad_options(name: str) -> None:
     options, message = BAD_OPTIONS[name]
     with pytest.raises(ValueError, match=message):
-        tfo.DifficultyCurriculum("length", **{"num_steps": 10, **options})
+        tfo.DifficultyCurriculum(**{"score": "length", "num_steps": 10, **options})
 
 
 def test_bad_datasets() -> None:
