@@ -30,9 +30,9 @@ class BatchSizeWarmup(BatchPlan):
     Pure in (seed, step): a resumed run goes on exactly, and so does one with other processes and
     accumulation whose full batch is the same. Another number of epochs is another run.
 
-    The learning rate stays what its schedule says. By linear scaling the noise of an update goes
-    with lr / rows, so that growing batches calm training as a decay would (Smith et al.); to have
-    it the same from the start, let the learning rate grow along: `warmup_steps=num_steps`.
+    The learning rate stays what its schedule says. The noise of updates goes with lr / rows, so
+    that growing batches calm training as a decay would (Smith et al.); to have about the same noise
+    from the start, let the learning rate grow along: `warmup_steps=num_steps`.
     `NoiseScale` takes all steps to be full: it belongs behind the warm-up.
 
     Args:

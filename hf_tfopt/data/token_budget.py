@@ -23,11 +23,15 @@ class TokenBudget(BatchPlan):
     with rows of the next longer bucket, and the batches are shuffled. So an example meets others
     of about its length alone; a step of several micro-batches or processes mixes lengths.
 
-    Every row is trained on once an epoch and none twice. The number of batches is a multiple of
-    the micro-batches of a step (processes times accumulation), for which the largest are halved;
-    with as many of them, other processes and accumulation give the same steps. Processes that work
-    at the same time have batches of about as many positions. The loss of `TfoptTrainer` is divided
-    by what the whole step holds and stays exact, however unequal its batches.
+    Every row is trained on once an epoch and none twice. The number of batches, the same in every
+    epoch, is a multiple of the micro-batches of a step (processes times accumulation), for which all
+    are a little smaller; with as many of them, other processes and accumulation give the same
+    steps. Processes that work at the same time have batches of about as many positions. The loss of
+    `TfoptTrainer` is divided by what the whole step holds: exact, however unequal its batches.
+
+    A step of short rows has more of them than one of long rows. Where each token is a target, steps
+    weigh alike; where each row is one, as in classification, rows of long batches weigh more in
+    their mean, the less so the more micro-batches a step has and the lower `max_rows` is.
 
     `per_device_train_batch_size` has no say, nor `auto_find_batch_size`, which would change it.
     `NoiseScale` does not fit: it takes all micro-batches to be of that size. A dataset of less than
@@ -35,7 +39,7 @@ class TokenBudget(BatchPlan):
 
     Args:
         max_tokens: of a batch of one process, padding included.
-        lengths: see `row_lengths`.
+        lengths: see `row_lengths`; of encoder-decoders give the longer side of each row.
         seed: of the order.
         multiple: the collator's `pad_to_multiple_of`.
         max_rows: of a batch; None: as many as fit.

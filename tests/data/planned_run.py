@@ -27,7 +27,7 @@ from tests.callbacks.runs import weights_of
 from tests.models import VOCABULARY, tiny
 from tests.test_trainer import arguments, losses
 
-NUM_ROWS = 61
+NUM_ROWS = 49
 PLANS: dict[str, Callable[[], BatchPlan]] = {
     "token_budget": lambda: TokenBudget(64, seed=1),
     "batch_size_warmup": lambda: BatchSizeWarmup(4, 3, seed=1),
