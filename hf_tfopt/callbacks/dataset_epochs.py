@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
@@ -17,8 +18,26 @@ class DatasetEpochs(TrainerCallback):
     Where an epoch ends early (a stream, whose length the host takes to be `max_steps`), the host's
     `state.epoch` stays a fraction of it for all that follow: it is made the number of the next.
 
+    Workers that live on (`dataloader_persistent_workers`) get their seed from a generator of their
+    own: drawn from the one that dropout uses, it would be drawn once in a run and once more in a
+    resumed one, which would then not be the same.
+
     Paper: none.
     """
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Give the training DataLoader a generator of its own, where that matters."""
+        # accelerate wraps the DataLoader, and setting an attribute does not reach the one inside
+        loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
+        if args.dataloader_persistent_workers and loader is not None:
+            loader.generator = torch.Generator().manual_seed(args.seed + args.process_index)
 
     def on_epoch_begin(
         self,

@@ -3,13 +3,17 @@
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from hf_tfopt.data.columns import Column
 from hf_tfopt.data.epoch_clock import EpochClock
 from hf_tfopt.data.keyed_bits import Integers, shuffled
+from hf_tfopt.data.rows import Row
+
+TASK = "task"  # the column of a mixture's rows that says where they come from
 
 
 def mix(
@@ -29,14 +33,16 @@ def mix(
     in training, as the host does unless told otherwise.
 
     Args:
-        datasets: by task, of any kind that has a length and rows (dicts) by number.
+        datasets: by task, of any kind that has a length and rows (dicts, or of `ArrowRows`) by
+            number. A column "task" of their own gives way.
         temperature: T, above 0: 1 is proportional to size, `math.inf` uniform.
         cap: a dataset counts as no larger than this; at least 1.
         num_rows: rows of an epoch; None: as many as the datasets have, none counted above `cap`.
         seed: of the order within each task.
 
     Raises:
-        ValueError: no dataset, an empty one, a number out of its range, fewer rows than tasks.
+        ValueError: no dataset, one that is empty or read in its own order only, a number out of its
+            range, fewer rows than tasks.
 
     Paper: Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified
     Text-to-Text Transformer" (https://arxiv.org/abs/1910.10683), section 3.5.2; the exponent is
@@ -45,7 +51,7 @@ def mix(
     return Mixture(datasets, temperature, cap=cap, num_rows=num_rows, seed=seed)
 
 
-class Mixture(Dataset[dict[str, Any]]):
+class Mixture(Dataset[Mapping[str, Any]]):
     """What `mix` makes. Who trains tells it the epoch (`set_epoch`), at first 0."""
 
     def __init__(
@@ -57,52 +63,68 @@ class Mixture(Dataset[dict[str, Any]]):
         num_rows: int | None = None,
         seed: int = 0,
     ):
-        self.datasets = {name: datasets[name] for name in sorted(datasets)}
-        sizes = {name: len(dataset) for name, dataset in self.datasets.items()}
-        for name, size in sizes.items():
-            if not size:
-                raise ValueError(f"the dataset of task {name!r} is empty; leave the task out")
+        sizes = _sizes(datasets)
+        for name, number in {"cap": cap, "num_rows": num_rows}.items():
+            if number is not None and number != int(number):
+                raise ValueError(f"{name} is {number}; it must be a whole number, or None")
+        self.datasets = {name: datasets[name] for name in sizes}
         self.shares = shares(list(sizes.values()), temperature, cap)
         total = sum(min(size, cap or size) for size in sizes.values())
-        quotas = apportion(self.shares, total if num_rows is None else num_rows)
+        quotas = apportion(self.shares, int(total if num_rows is None else num_rows))
         self.quotas = dict(zip(sizes, quotas, strict=True))
         self.seed = seed
+        self._names = list(sizes)
         self._ends = np.cumsum(quotas)
         self._clock = EpochClock()
         self._drawn: tuple[int, list[Integers]] | None = None  # the epoch, and each task's rows
+        self._columns: dict[str, _TaskColumns] = {}
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+    def __getitems__(self, indices: Sequence[int]) -> list[Mapping[str, Any]]:
         """The rows of these numbers in this epoch, as a DataLoader asks for those of a batch."""
-        places = [self._place(index) for index in indices]
-        rows: list[dict[str, Any]] = [{} for _ in places]
-        for name in {name for name, _ in places}:
-            own = [order for order, (task, _) in enumerate(places) if task == name]
-            fetched = _fetch(self.datasets[name], [places[order][1] for order in own])
-            for order, row in zip(own, fetched, strict=True):
-                rows[order] = {**row, "task": name}
+        places, size = np.asarray(indices, dtype=np.int64), len(self)
+        wrong = places[(places < -size) | (places >= size)]
+        if len(wrong):
+            raise IndexError(f"row {wrong[0]} of {size}")
+        places = places % size
+        tasks = self._ends.searchsorted(places, "right")
+        rows: list[Mapping[str, Any]] = [{}] * len(places)
+        for task in np.unique(tasks).tolist():
+            own = np.flatnonzero(tasks == task)
+            numbers = self._rows_of_epoch()[task][places[own] - self._ends[task]]  # from the end
+            fetched = _fetch(self.datasets[self._names[task]], numbers.tolist())
+            for order, row in zip(own.tolist(), fetched, strict=True):
+                rows[order] = self._with_task(row, self._names[task])
         return rows
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
         return (self[index] for index in range(len(self)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the columns of `ArrowRows`, which a worker opens again."""
+        return {**self.__dict__, "_columns": {}}
 
     def set_epoch(self, epoch: int) -> None:
         """Give the rows of this epoch from now on, also in workers that are running already."""
         self._clock.set_epoch(epoch)
+        for dataset in self.datasets.values():
+            if hasattr(dataset, "set_epoch"):  # a mixture, too
+                dataset.set_epoch(epoch)
 
-    def _place(self, index: int) -> tuple[str, int]:
-        """The task of a row of this epoch, and its number in the task's dataset."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        index %= len(self)
-        task = int(self._ends.searchsorted(index, "right"))
-        own = self._rows_of_epoch()[task][index - self._ends[task]]  # counted from the end
-        return list(self.datasets)[task], int(own)
+    def _with_task(self, row: Mapping[str, Any], task: str) -> Mapping[str, Any]:
+        """The row and its task; one of `ArrowRows` is still read when it is asked for."""
+        if not isinstance(row, Row):
+            return {**row, TASK: task}
+        known = self._columns.get(task)
+        if known is None or known.own is not row.columns:
+            known = _TaskColumns(row.columns, {**row.columns, TASK: _Name(task)})
+            self._columns[task] = known
+        return Row(known.with_task, row.index)
 
     def _rows_of_epoch(self) -> list[Integers]:
         epoch = self._clock.epoch
@@ -113,6 +135,49 @@ class Mixture(Dataset[dict[str, Any]]):
             ]
             self._drawn = epoch, drawn
         return self._drawn[1]
+
+
+class _Name(Column):
+    """The task of all rows of one dataset."""
+
+    def __init__(self, task: str):
+        self.task = task
+
+    def __getitem__(self, row: int) -> str:
+        return self.task
+
+
+class _TaskColumns(NamedTuple):
+    """The columns of a task's `ArrowRows`, as they are and with one more."""
+
+    own: Mapping[str, Column]
+    with_task: Mapping[str, Column]
+
+
+def _sizes(datasets: Any) -> dict[str, int]:
+    """The rows of each task's dataset, by sorted names."""
+    if not isinstance(datasets, Mapping) or not all(isinstance(name, str) for name in datasets):
+        raise ValueError(
+            f"datasets is {type(datasets).__name__}; it must be datasets by the names of their "
+            "tasks, such as {'news': ..., 'code': ...}"
+        )
+    sizes: dict[str, int] = {}
+    for name in sorted(datasets):
+        dataset: Any = datasets[name]
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise ValueError(
+                f"the dataset of task {name!r} ({type(dataset).__name__}) can only be read in its "
+                "own order; a mixture takes rows by number"
+            )
+        if isinstance(dataset, Mapping):  # a DatasetDict, most often
+            raise ValueError(
+                f"the dataset of task {name!r} is a {type(dataset).__name__} of "
+                f"{', '.join(map(str, dataset))}: take one of them"
+            )
+        sizes[name] = len(dataset)
+        if not sizes[name]:
+            raise ValueError(f"the dataset of task {name!r} is empty; leave the task out")
+    return sizes
 
 
 def _fetch(dataset: Any, numbers: list[int]) -> Sequence[Mapping[str, Any]]:

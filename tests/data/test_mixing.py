@@ -1,15 +1,22 @@
 """Mixtures: the shares, the rows of every epoch, and nothing but (seed, epoch) behind them."""
 
 import math
+import pickle
 import random
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
+import datasets
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
+from hf_tfopt.data.collators import MaskedLMCollator
 from hf_tfopt.data.mixing import Mixture, apportion, draws, mix, shares
+from hf_tfopt.data.rows import ArrowRows, Row, one_source
+from tests.data.test_collators import examples, make_tokenizer
 from tests.references.multitask import multilingual_shares
 
 
@@ -128,6 +135,33 @@ def test_workers_that_are_running_hear_of_an_epoch(loader: DataLoader) -> None:
     assert epochs[1] == keys_of(mixture({"a": 40}, num_rows=8), 1)
 
 
+def test_rows_in_arrow_stay_there_and_make_the_same_batches() -> None:
+    """Read when asked for, those of one task at once; their task disturbs no collator."""
+    tables = {"a": examples(9, seed=1), "b": examples(6, seed=2)}
+    arrow = mix({name: ArrowRows(table) for name, table in tables.items()})
+    lists = mix({name: list(table) for name, table in tables.items()})
+    every = list(range(15))
+    first = arrow.__getitems__(every)
+    assert all(isinstance(row, Row) for row in first)
+    assert [row["task"] for row in first] == [row["task"] for row in lists] == ["a"] * 9 + ["b"] * 6
+    assert one_source(first[:9]) is not None
+    random.Random(0).shuffle(every)
+    collator = MaskedLMCollator(make_tokenizer(), "word", 0.3)
+    collator.set_epoch(0)
+    batches = [collator(mixed.__getitems__(every)) for mixed in (arrow, lists)]
+    for name, value in batches[0].items():
+        assert torch.equal(value, batches[1][name])
+    again = pickle.loads(pickle.dumps(arrow))  # as a worker gets it
+    assert [row["input_ids"].tolist() for row in again] == [row["input_ids"] for row in lists]
+
+
+def test_a_mixture_in_a_mixture_hears_of_the_epochs() -> None:
+    inner = mixture({"a": 40}, num_rows=8)
+    outer = mix({"inner": inner, "b": rows("b", 4)})
+    assert set(keys_of(outer, 1)) == set(keys_of(inner, 1)) | {"b0", "b1", "b2", "b3"}
+    assert set(keys_of(outer, 1)[4:]).isdisjoint(keys_of(outer, 2)[4:])
+
+
 def test_a_row_is_not_changed() -> None:
     own = rows("a", 1)
     mixed = mix({"a": own})
@@ -143,6 +177,8 @@ def test_a_row_is_not_changed() -> None:
         ({"temperature": math.nan}, "temperature is nan"),
         ({"cap": 0}, "cap is 0"),
         ({"num_rows": 1}, "num_rows is 1; the 2 tasks need one each"),
+        ({"num_rows": 4.5}, "num_rows is 4.5; it must be a whole number"),
+        ({"cap": 2.5}, "cap is 2.5; it must be a whole number"),
     ],
 )
 def test_numbers_out_of_range(options: dict[str, float], message: str) -> None:
@@ -155,3 +191,23 @@ def test_nothing_to_mix() -> None:
         mix({})
     with pytest.raises(ValueError, match="dataset of task 'b' is empty; leave the task out"):
         mix({"a": rows("a", 3), "b": []})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([rows("a", 3)], "datasets is list; it must be datasets by the names"),
+        ({1: rows("a", 3)}, "datasets is dict; it must be datasets by the names"),
+        (
+            {"a": examples(2).to_iterable_dataset()},
+            r"task 'a' \(IterableDataset\) can only be read in its own order",
+        ),
+        (
+            {"a": datasets.DatasetDict(train=examples(2))},
+            "task 'a' is a DatasetDict of train: take one of them",
+        ),
+    ],
+)
+def test_what_cannot_be_mixed(given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mix(given)
