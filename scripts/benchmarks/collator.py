@@ -3,7 +3,14 @@
 Each side runs through its own `Trainer.get_train_dataloader()`: stock is a `datasets.Dataset` with
 `DataCollatorForLanguageModeling`, ours is `ArrowRows` of the same dataset with `MaskedLMCollator`.
 Rounds are interleaved, the ratio is that of the median batches; the C allocator is set alike for
-both. Needs no network, and a minute.
+both. Spans have no stock form: they are compared with stock masking of tokens. Packed rows (for
+"unpadded" attention) are compared with stock padded batches of the same examples; of both, real
+tokens are counted. Stock masking of whole words takes rows of one length only.
+
+The floor is what numpy needs for 64 rows of 512 tokens when nothing is chosen and no loader is
+around it: `np.concatenate` of the rows' slices as int64, and `np.full` for labels and mask. The
+floor of masking adds one random byte for each token and two `np.where`.
+Needs no network, and a minute.
 
     python scripts/benchmarks/collator.py
 """
@@ -15,11 +22,13 @@ tune_allocator()
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import cycle
 from typing import Any
 
 import datasets
@@ -37,7 +46,10 @@ from transformers import (
 )
 
 from hf_tfopt.data.collators import MaskedLMCollator
+from hf_tfopt.data.masking_rule import UNITS
+from hf_tfopt.data.packing import pack
 from hf_tfopt.data.rows import ArrowRows
+from hf_tfopt.surgery.attention import unpadded_attention
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 NUM_IDS, WIDTH, BATCH = 30522, 512, 64
@@ -85,8 +97,10 @@ def make_dataset(rows: list[np.ndarray], with_offsets: bool) -> datasets.Dataset
     return datasets.Dataset(pa.table(columns))
 
 
-def batches(dataset: Any, collator: Any, keep_columns: bool) -> Iterator[dict[str, Any]]:
-    """One epoch of the batches that a Trainer would train on."""
+def batches(
+    dataset: Any, collator: Any, keep_columns: bool = False, attention: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """The batches that a Trainer would train on, epoch after epoch."""
     tiny = BertConfig(
         vocab_size=NUM_IDS,
         hidden_size=8,
@@ -102,9 +116,10 @@ def batches(dataset: Any, collator: Any, keep_columns: bool) -> Iterator[dict[st
         use_cpu=True,
     )
     callbacks = [collator] if isinstance(collator, MaskedLMCollator) else []
-    trainer = Trainer(
-        BertForMaskedLM(tiny), arguments, collator, train_dataset=dataset, callbacks=callbacks
-    )
+    model = BertForMaskedLM(tiny)
+    if attention == "unpadded":
+        unpadded_attention(model)
+    trainer = Trainer(model, arguments, collator, train_dataset=dataset, callbacks=callbacks)
     while True:
         yield from trainer.get_train_dataloader()
 
@@ -119,44 +134,77 @@ def seconds_per_batch(loader: Iterator[dict[str, Any]], num_batches: int) -> lis
     return seconds
 
 
+def floors(dataset: datasets.Dataset) -> dict[str, Iterator[None]]:
+    """What numpy does at the least for a batch of equally long rows; and if it masks tokens."""
+    rng, column = np.random.default_rng(0), ArrowRows(dataset).columns["input_ids"]
+    slices = [column[row] for row in rng.permutation(len(dataset)).tolist()]
+    shape = (BATCH, WIDTH)
+
+    def copies() -> Iterator[None]:
+        for first in cycle(range(0, len(slices), BATCH)):
+            ids = np.concatenate(slices[first : first + BATCH], dtype=np.int64).reshape(shape)
+            made = ids, np.full(shape, -100), np.full(shape, 1)
+            yield
+            del made
+
+    def masks() -> Iterator[None]:
+        for first in cycle(range(0, len(slices), BATCH)):
+            ids = np.concatenate(slices[first : first + BATCH], dtype=np.int64).reshape(shape)
+            is_chosen = rng.integers(0, 256, shape, dtype=np.uint8) < 38
+            made = np.where(is_chosen, 4, ids), np.where(is_chosen, ids, -100), np.full(shape, 1)
+            yield
+            del made
+
+    return {"floor": copies(), "masking floor": masks()}
+
+
 def compare(
-    stock: Iterator[Any] | None, ours: Iterator[Any], rounds: int, tokens: float
-) -> dict[str, float | None]:
-    """Million tokens per second by the median batch, and the ratio; rounds are interleaved.
+    sides: Mapping[str, Iterator[Any]], tokens: Mapping[str, float], rounds: int
+) -> dict[str, float]:
+    """Million tokens per second by the median batch of each side; rounds are interleaved.
 
-    `tokens` is the mean number of tokens in a batch, padding not counted.
+    `tokens` is the mean number of tokens in a batch of each side, padding not counted.
     """
-    times: dict[str, list[float]] = {"stock": [], "ours": []}
+    times: dict[str, list[float]] = {side: [] for side in sides}
     for i in range(rounds + 1):
-        stock_times = [] if stock is None else seconds_per_batch(stock, STOCK_BATCHES)
-        our_times = seconds_per_batch(ours, OUR_BATCHES)
-        if i:  # the first round warms up
-            times["stock"] += stock_times
-            times["ours"] += our_times
-    speeds = {k: tokens / statistics.median(v) / 1e6 if v else None for k, v in times.items()}
-    ratio = speeds["ours"] / speeds["stock"] if speeds["stock"] and speeds["ours"] else None
-    return {**speeds, "ratio": ratio}
+        for side, loader in sides.items():
+            count = STOCK_BATCHES if side == "stock" else OUR_BATCHES
+            seconds = seconds_per_batch(loader, count)
+            times[side] += seconds if i else []  # the first round warms up
+    return {side: tokens[side] / statistics.median(t) / 1e6 for side, t in times.items()}
 
 
-def measure(rounds: int) -> dict[str, dict[str, float | None]]:
-    """All cases; stock whole-word masking takes rows of one length only."""
+def measure(rounds: int) -> dict[str, dict[str, float]]:
+    """All cases."""
     tokenizer, rng, results = make_tokenizer(), np.random.default_rng(0), {}
     plain = DataCollatorForLanguageModeling(tokenizer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # stock whole-word masking always writes [MASK]
         whole = DataCollatorForLanguageModeling(tokenizer, whole_word_mask=True)
     for shape in ("64x512", "mixed"):
-        rows = make_rows(BATCH * 128, shape == "mixed", rng)
-        tokens = BATCH * sum(map(len, rows)) / len(rows)
+        is_mixed = shape == "mixed"
+        rows = make_rows(BATCH * 128, is_mixed, rng)
+        mean = BATCH * sum(map(len, rows)) / len(rows)
+        tokens = dict.fromkeys(("stock", "ours", "floor", "masking floor"), mean)
         dataset = make_dataset(rows, with_offsets=False)
         offsets = make_dataset(rows[: BATCH * 8], with_offsets=True)
-        for unit, loader in (
-            ("token", batches(dataset, plain, False)),
-            ("word", batches(offsets, whole, True) if shape == "64x512" else None),
-            ("span", None),
-        ):
-            ours = batches(ArrowRows(dataset), MaskedLMCollator(tokenizer, unit), False)
-            results[f"{shape} {unit}"] = compare(loader, ours, rounds, tokens)
+        for unit in UNITS:
+            sides = {"ours": batches(ArrowRows(dataset), MaskedLMCollator(tokenizer, unit))}
+            if unit == "word" and not is_mixed:
+                sides["stock"] = batches(offsets, whole, keep_columns=True)
+            elif unit != "word":
+                sides["stock"] = batches(dataset, plain)
+            sides |= {} if is_mixed else floors(dataset)
+            results[f"{shape} {unit}"] = compare(sides, tokens, rounds)
+        if is_mixed:
+            packed = pack(dataset, WIDTH)
+            tokens["ours"] = BATCH * sum(map(len, rows)) / len(packed)
+            ours = MaskedLMCollator(tokenizer)
+            sides = {
+                "ours": batches(ArrowRows(packed), ours, attention="unpadded"),
+                "stock": batches(dataset, plain),
+            }
+            results["packed mixed token"] = compare(sides, tokens, rounds)
     return results
 
 
@@ -168,10 +216,12 @@ def main() -> None:
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     results = measure(options.rounds)
-    print(f"{'case':<14}{'stock Mtok/s':>14}{'ours Mtok/s':>14}{'ratio':>8}")
-    for case, values in results.items():
-        cells = [f"{value:.2f}" if value else "-" for value in values.values()]
-        print(f"{case:<14}{cells[0]:>14}{cells[1]:>14}{cells[2]:>8}")
+    print(f"{'case':<20}{'stock':>10}{'ours':>10}{'ratio':>8}  Mtok/s; of the floor, of masking's")
+    for case, speeds in results.items():
+        ours = speeds["ours"]
+        stock = speeds.get("stock", math.nan)
+        shares = [f"{ours / speeds[f]:.0%}" for f in ("floor", "masking floor") if f in speeds]
+        print(f"{case:<20}{stock:>10.2f}{ours:>10.2f}{ours / stock:>8.0f}  {' '.join(shares)}")
     print(json.dumps(results))
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
