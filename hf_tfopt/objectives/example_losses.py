@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Generator, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from copy import deepcopy
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from uuid import uuid4
 import datasets
 import numpy as np
 import torch
+from accelerate.utils import extract_model_from_parallel
 from datasets.utils import tqdm
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -56,7 +58,7 @@ def example_losses(
     `np.array([model(**collator([row])).loss for row in dataset])`, by the objective that
     `TfoptTrainer` would choose, in fp32, in evaluation mode and without gradients. The model runs
     where it is and is left as it was, as are the generators of random numbers; a collator that
-    draws masks draws the same in every call.
+    draws masks draws the same in every call (`tfo.MaskedLMCollator` those of epoch 0).
 
     With several processes each scores the whole dataset, if it is not in the cache: make it before
     they are started.
@@ -87,6 +89,9 @@ def example_losses(
         raise ValueError(f"batch_size is {batch_size}; allowed are 1 and more")
     if not len(dataset):
         raise ValueError("the dataset has no rows")
+    model = extract_model_from_parallel(model, keep_torch_compile=False)
+    if hasattr(collator, "set_epoch"):  # and it need not know of this pass
+        collator = _of_first_epoch(collator)
     options = {"batch_size": batch_size, "reduction": reduction}
     with _left_as_it_was(model):
         torch.manual_seed(0)
@@ -195,6 +200,12 @@ class _Known(nn.Module):
     def forward(self) -> dict[str, Tensor]:
         """As a model's outputs."""
         return {"logits": self.logits}
+
+
+def _of_first_epoch(collator: Any) -> Any:
+    copied = deepcopy(collator)
+    copied.set_epoch(0)
+    return copied
 
 
 def _batches(

@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
     BertConfig,
     BertForQuestionAnswering,
@@ -19,6 +20,7 @@ from transformers import (
 
 import hf_tfopt as tfo
 from hf_tfopt.data.batch_plan import TrainingRun
+from tests.data.test_collators import examples, make_model, make_tokenizer
 from tests.models import NO_DROPOUT, SIZES, VOCABULARY, tiny
 
 # fp32 sums of the same numbers, in batches of another width
@@ -114,6 +116,21 @@ def test_examples_end_to_end_are_scored_one_by_one() -> None:
     data, model = rows_of("gpt2"), tiny("gpt2")
     padded = tfo.example_losses(model, data, collate)
     assert tfo.example_losses(model, data, end_to_end) == pytest.approx(padded, rel=TOLERANCE)
+
+
+def test_masks_are_those_of_epoch_0_and_the_collator_hears_nothing() -> None:
+    """Also in one row without padding, where each example is made into a batch again."""
+    data, tokenizer = examples(), make_tokenizer()
+    found = []
+    for form in ("sdpa", "unpadded"):
+        model = make_model("modernbert", form)
+        collator = tfo.MaskedLMCollator(tokenizer, model=model)
+        found.append(tfo.example_losses(model, data, collator, batch_size=5))
+        collator.set_epoch(4)
+        later = tfo.example_losses(model, data, collator, batch_size=5)
+        assert (later == found[-1]).all()
+        collator([data[0]]), collator([data[0]])  # would wonder, were it not told the epoch
+    assert found[0] == pytest.approx(found[1], rel=TOLERANCE)
 
 
 def test_the_model_and_the_random_numbers_are_left_as_they_were() -> None:
@@ -239,6 +256,22 @@ def test_bad_input(caplog: pytest.LogCaptureFixture) -> None:
         found = tfo.example_losses(model, bare, collate)
     assert found[2] == 0 and (np.delete(found, 2) > 0).all()
     assert "1 of 7 examples have no label" in caplog.text
+
+
+def test_adapters_and_a_compiled_model() -> None:
+    data, model = rows_of("gpt2"), tiny("gpt2")
+    plain = tfo.example_losses(model, data, collate)
+    compiled = torch.compile(model, backend="eager")
+    assert (tfo.example_losses(compiled, data, collate) == plain).all()
+    options: dict[str, Any] = {"target_modules": ["c_attn"], "fan_in_fan_out": True}
+    adapted = get_peft_model(model, LoraConfig("CAUSAL_LM", init_lora_weights=False, **options))
+    found = tfo.example_losses(adapted, data, collate)
+    assert adapted.training, "as get_peft_model leaves it"
+    adapted.eval()
+    with torch.no_grad():
+        alone = [adapted(**collate([row])).loss.item() for row in data.remove_columns("number")]
+    assert found == pytest.approx(alone, rel=TOLERANCE)
+    assert np.abs(found - plain).max() > 1e-3
 
 
 def test_as_the_score_of_a_curriculum() -> None:
