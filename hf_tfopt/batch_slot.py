@@ -62,21 +62,6 @@ def run_of(trainer: Any) -> TrainingRun:
     )
 
 
-def check_size(trainer: Any) -> None:
-    """Raise ValueError where an epoch would have no step: the host says it late, or not at all."""
-    dataset = trainer.train_dataset
-    if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
-        return
-    run = run_of(trainer)
-    needed = run.batch_size * run.num_processes if run.drop_last else 1
-    if len(dataset) < needed:
-        why = f" to fill a batch of {run.batch_size} on each of {run.num_processes} processes"
-        raise ValueError(
-            f"the training dataset has {len(dataset)} rows; it needs at least {needed}"
-            + (f"{why}, as dataloader_drop_last=True" if run.drop_last else "")
-        )
-
-
 def adopt_batches(trainer: Any, sampler: Any, curriculum: Any) -> None:
     """Give a `HostsCallbacks` its batch plan, which a curriculum may be, or a callback that is one.
 

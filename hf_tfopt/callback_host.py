@@ -1,13 +1,14 @@
 """A Trainer that knows our callbacks and batch plans, which have no slot in the host's."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset
 from transformers import Trainer
 
-from hf_tfopt.batch_slot import collected, planned
+from hf_tfopt.batch_slot import collected, planned, run_of
 from hf_tfopt.callbacks.base import Callback
 from hf_tfopt.data.batch_plan import BatchPlan
 from hf_tfopt.slots import adopt_callbacks
@@ -48,7 +49,25 @@ class HostsCallbacks(Trainer):
     # private in the host (5.23, trainer.py:1071), which has no slot for samplers
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         plan = self.batch_plan
-        return super()._get_train_sampler(train_dataset) if plan is None else planned(self, plan)
+        if plan is not None:
+            return planned(self, plan)
+        _check_size(self)
+        return super()._get_train_sampler(train_dataset)
+
+
+def _check_size(trainer: Any) -> None:
+    """Raise ValueError where an epoch has no step: the host says nothing clear."""
+    dataset = trainer.train_dataset
+    if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
+        return
+    run = run_of(trainer)
+    needed = run.batch_size * run.num_processes if run.drop_last else 1
+    if len(dataset) < needed:
+        raise ValueError(
+            f"the training dataset has {len(dataset)} rows; it needs at least {needed}"
+            f" (batches of {run.batch_size}, {run.num_processes} processes, "
+            f"dataloader_drop_last={run.drop_last})"
+        )
 
 
 def become_host(trainer: Trainer) -> None:

@@ -136,7 +136,10 @@ def joined(rows: Sequence[NDArray[Any]]) -> tuple[NDArray[np.int64], NDArray[np.
 def open_column(name: str, column: pa.ChunkedArray) -> Column:
     """The column of this name; raises ValueError where rows have no value."""
     if column.null_count:
-        raise ValueError(f"column {name!r} has {column.null_count} rows with no value")
+        raise ValueError(
+            f"column {name!r} has {column.null_count} rows with no value; leave them out: "
+            "dataset.filter(...).flatten_indices()"
+        )
     chunks = [chunk for chunk in column.chunks if len(chunk)]
     kind: Any = column.type
     nested = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
@@ -176,5 +179,8 @@ def _values(name: str, chunk: Any) -> NDArray[Any]:
     if values.null_count and name == WORD_IDS:
         values = values.fill_null(NO_WORD)
     if values.null_count:
-        raise ValueError(f"column {name!r} has {values.null_count} missing values inside its lists")
+        raise ValueError(
+            f"column {name!r} has {values.null_count} missing values inside its lists; leave these "
+            "rows out: dataset.filter(...).flatten_indices()"
+        )
     return cast(NDArray[Any], values.to_numpy(zero_copy_only=True))

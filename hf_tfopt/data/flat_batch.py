@@ -15,7 +15,7 @@ Rows = Sequence[Mapping[str, Any]]
 # What the host's heads call the label of a pair of sentences; in the rows it may have either name.
 SENTENCE_LABELS = ("next_sentence_label", "sentence_order_label")
 TOKEN_COLUMNS = ("token_type_ids", WORD_IDS)
-LIST_COLUMNS = ("input_ids", *TOKEN_COLUMNS, "position_ids")
+LIST_COLUMNS = ("input_ids", *TOKEN_COLUMNS, "position_ids", ATTENTION_MASK)
 ATTENTION_MASK = "attention_mask"
 
 
@@ -55,8 +55,6 @@ def row_lists(rows: Rows) -> RowLists:
     columns = rows[0] if source is None else source[0]
     if "input_ids" not in columns:
         raise ValueError(f"rows have the columns {list(columns)} but no input_ids: tokenize first")
-    if ATTENTION_MASK in columns:
-        _check_unpadded(rows, source)
     names = [name for name in LIST_COLUMNS if name in columns]
     if source is not None:
         found = {name: column for name in names if isinstance(column := columns[name], Lists)}
@@ -85,6 +83,8 @@ def flatten(rows: Rows, is_packed: bool, num_ids: int) -> FlatBatch:
 def flat_lists(lists: RowLists, is_packed: bool, num_ids: int) -> FlatBatch:
     """`flatten` of rows whose columns were found."""
     flat = {name: column.flat(lists.rows) for name, column in lists.columns.items()}
+    if ATTENTION_MASK in flat:
+        _check_unpadded(*flat[ATTENTION_MASK])
     ids, bounds = flat["input_ids"]
     if not len(ids) or int(ids.view(np.uint64).max()) >= num_ids:  # negative ones are huge
         raise ValueError(_bad_ids(ids, num_ids))
@@ -114,16 +114,13 @@ def sentence_labels(rows: Rows) -> Integers | None:
     return np.array([row[name] for row in rows], dtype=np.int64)
 
 
-def _check_unpadded(rows: Rows, source: tuple[Mapping[str, Any], array[int]] | None) -> None:
-    """Whoever wants padding gets it in the batch; padding in rows would be read as text."""
-    column = None if source is None else source[0][ATTENTION_MASK]
-    lists = column if isinstance(column, Lists) else Lists.of_rows(_lists(rows, ATTENTION_MASK))
-    mask, bounds = lists.flat(range(len(rows)) if source is None else source[1])
+def _check_unpadded(mask: Integers, bounds: Integers) -> None:
+    """Batches are padded here; padding in rows would be read as text."""
     if not mask.all():
-        row = int(np.searchsorted(bounds, np.argmin(mask), "right")) - 1
+        row = int(np.searchsorted(bounds, np.argmin(mask != 0), "right")) - 1
         raise ValueError(
-            f"row {row} of a batch is padded (zeros in 'attention_mask'): tokenize with "
-            "padding=False, batches are padded here"
+            "the rows are padded already (or masked by their attention_mask), the first is row "
+            f"{row} of a batch: tokenize with padding=False, batches are padded here"
         )
 
 
