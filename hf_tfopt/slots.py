@@ -79,7 +79,7 @@ def adopt_callbacks(trainer: Any) -> None:
     shown = [QUIET[type(c)]() if type(c) in QUIET else c for c in others]
     handler.callbacks = [*shown[:place], *ours, *shown[place:]]
     for callback in ours:
-        if not callback.is_joined_to(trainer):
+        if callback.trainer is not trainer:
             callback.join(trainer)
 
 

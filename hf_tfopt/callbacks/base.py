@@ -57,15 +57,6 @@ class Callback(TrainerCallback):
         """Remember this from now on."""
         self._remembered = remembered
 
-    @property
-    def is_joined(self) -> bool:
-        """Whether `attach` or `TfoptTrainer` knows of this callback."""
-        return self._joined is not None
-
-    def is_joined_to(self, trainer: Any) -> bool:
-        """Whether it is this trainer that knows of it."""
-        return self._joined is not None and self._joined() is trainer
-
     def join(self, trainer: Any) -> None:
         """Called by `attach` and `TfoptTrainer`: there is more to know than events tell."""
         self._joined = weakref.ref(trainer)
@@ -218,7 +209,7 @@ class Callback(TrainerCallback):
         logs |= {name: value for name, value in found.items() if isinstance(value, float)}
         entry: dict[str, Any] = state.log_history[-1]
         entry |= found
-        if found and not (self.is_joined or self._has_warned) and args.report_to:
+        if found and not (self.trainer is not None or self._has_warned) and args.report_to:
             self._has_warned = True
             logger.warning(
                 "%s: its numbers are in log_history, but trackers (%s) may come before it and not "

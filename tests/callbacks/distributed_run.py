@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 from transformers.distributed import DistributedConfig
 
@@ -46,6 +47,7 @@ def model_of(kind: str, folder: Path) -> Any:
 def run(name: str, kind: str, folder: Path) -> dict[str, Any]:
     """Four steps of eight rows: two processes x two micro-batches x two rows, or one process."""
     model = model_of(kind, folder)
+    sharded = [p for p in model.parameters() if isinstance(p, DTensor)]  # whole after a forward
     trainer = trainer_with(
         folder / (name or "none"),
         callbacks_of(name),
@@ -55,7 +57,6 @@ def run(name: str, kind: str, folder: Path) -> dict[str, Any]:
         eval_steps=2,
     )
     trainer.train()
-    sharded = [p for p in model.parameters() if hasattr(p, "full_tensor")]
     whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
     weights = torch.cat([tensor.detach().flatten() for tensor in whole]).double()
     generator = torch.Generator().manual_seed(7)

@@ -425,7 +425,7 @@ def test_a_copy_of_a_trainer_is_guarded_and_the_first_is_left_alone(tmp_path: Pa
     assert torch.equal(before, weights_of(first.model))
     assert not torch.equal(before, weights_of(second.model))
     assert guard_of(second).remembered["loss"]
-    assert guard_of(second).is_joined_to(second)
+    assert guard_of(second).trainer is second
 
 
 def test_a_guard_taken_away_listens_no_more(tmp_path: Path) -> None:
