@@ -227,7 +227,7 @@ def test_a_callback_of_another_trainer_joins_this_one_too(tmp_path: Path) -> Non
     monitor = Watch()
     for folder in ("first", "second"):
         trainer = trainer_with(tmp_path / folder, [monitor])
-        assert monitor.is_joined_to(trainer)
+        assert monitor.trainer is trainer
         trainer.train()
         assert history_of(trainer)[0]["watch/number"] == 2.5
 
