@@ -14,9 +14,9 @@ from hf_tfopt.data.segments import segment_lengths
 Rows = Sequence[Mapping[str, Any]]
 # What the host's heads call the label of a pair of sentences; in the rows it may have either name.
 SENTENCE_LABELS = ("next_sentence_label", "sentence_order_label")
+ATTENTION_MASK = "attention_mask"
 TOKEN_COLUMNS = ("token_type_ids", WORD_IDS)
 LIST_COLUMNS = ("input_ids", *TOKEN_COLUMNS, "position_ids", ATTENTION_MASK)
-ATTENTION_MASK = "attention_mask"
 
 
 class FlatBatch(NamedTuple):
