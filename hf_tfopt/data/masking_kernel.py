@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_tfopt.data.batch_form import Filled, Form, Size
 from hf_tfopt.data.columns import WORD_IDS, ColumnView
-from hf_tfopt.data.flat_batch import RowLists
+from hf_tfopt.data.flat_batch import ATTENTION_MASK, RowLists
 from hf_tfopt.data.keyed_bits import Integers, content_weights, moment, to_lane
 from hf_tfopt.data.masking_rule import MaskingRule, span_tables
 from hf_tfopt.data.words import WordTables
@@ -55,6 +55,7 @@ class _Batch(ctypes.Structure):
         ("token_types", ColumnView),
         ("word_ids", ColumnView),
         ("positions", ColumnView),
+        ("seen", ColumnView),
         ("rows", ctypes.c_void_p),
         ("num_rows", ctypes.c_int64),
         ("width", ctypes.c_int64),
@@ -78,6 +79,7 @@ _FIELDS = {
     "token_type_ids": "token_types",
     WORD_IDS: "word_ids",
     "position_ids": "positions",
+    ATTENTION_MASK: "seen",
 }
 
 

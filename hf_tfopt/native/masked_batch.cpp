@@ -23,7 +23,7 @@ namespace {
 constexpr uint64_t kGolden = 0x9E3779B97F4A7C15;
 constexpr int64_t kIgnored = -100;
 enum Stream { kChoice, kSpan, kReplacement, kFallback, kStreams };
-enum Problem : int64_t { kBadId = -1, kBadLength = -2 };
+enum Problem : int64_t { kBadId = -1, kBadLength = -2, kPadded = -3 };
 
 // ---- rows of Arrow columns
 
@@ -345,7 +345,9 @@ struct Batch {
   uint64_t num_ids;
   int64_t pad_id;
   int64_t first_position;
-  Column ids, token_types, word_ids, positions;  // positions: rows are packed
+  Column ids, token_types, word_ids;
+  Column positions;  // rows are packed
+  Column seen;       // the rows' own attention mask, which must be all ones
   const int64_t* rows;
   int64_t num_rows;
   int64_t width;  // of each row of the results, filled up; 0: rows come one after the other
@@ -432,6 +434,11 @@ int64_t add_row(Batch& b, int64_t row, int64_t place, Scratch& scratch) {
   if (largest(ids, length) >= b.num_ids) return kBadId;
   if (b.token_type_ids && !read(b.token_types, row, length, b.token_type_ids + place)) return kBadLength;
   if (b.attention_mask) std::fill_n(b.attention_mask + place, length, 1);
+  if (b.seen.chunks) {
+    int64_t* const seen = room(scratch.positions, length);
+    if (!read(b.seen, row, length, seen)) return kBadLength;
+    if (std::count(seen, seen + length, 0)) return kPadded;
+  }
   const int64_t* word_ids = nullptr;
   if (b.word_ids.chunks && b.words.starts) {
     int64_t* const out = room(scratch.word_ids, length);

@@ -38,6 +38,7 @@ def make_dataset(kind: Any = None, seed: int = 0) -> datasets.Dataset:
         {
             "input_ids": pa.array(ids, kind or pa.list_(pa.int32())),
             "token_type_ids": pa.array(types, pa.list_(pa.int8())),
+            "attention_mask": pa.array([np.ones_like(row) for row in types], pa.list_(pa.int8())),
             "word_ids": pa.array(words, pa.large_list(pa.int64())),
             "next_sentence_label": pa.array(rng.integers(0, 2, len(ids))),
         }
@@ -147,7 +148,7 @@ def test_columns_of_other_lengths_or_fractions_are_refused(
         ("span", "position_ids"),
     ):
         dataset = datasets.Dataset.from_dict(
-            {"input_ids": [[2, 7, 3]] * 2, column: [[0, 1, 2], [0]]}
+            {"input_ids": [[2, 7, 3]] * 2, column: [[1, 2, 3], [1]]}
         )
         collator = make_collator(make_tokenizer(), unit, model=model)
         for rows in (ArrowRows(dataset).__getitems__([0, 1]), list(dataset)):
