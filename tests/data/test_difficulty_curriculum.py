@@ -84,6 +84,19 @@ def test_all_that_wait_are_as_likely() -> None:
     assert np.abs(seconds[:20] - 500).max() < 5 * 19.4
 
 
+def test_every_pass_has_an_order_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    """Half of the rows are eligible and a step takes them all; competence hardly grows."""
+    run = TrainingRun(range(40), 20, num_epochs=3)
+    plan = prepared(run, np.arange(40)[::-1], 10**9, 0.5)
+    passes = [step for epoch in range(3) for step in steps_of(plan, epoch, run)]
+    assert all(sorted(order) == list(range(20, 40)) for order in passes)
+    assert len({tuple(order) for order in passes}) == len(passes) == 6
+    first = np.array(passes)[:, 0]
+    assert (
+        len(set(first.tolist())) > 1 and sorted(passes[1]) != passes[1] != sorted(passes[1])[::-1]
+    )
+
+
 def test_a_function_of_seed_and_epoch_in_any_order_of_asking() -> None:
     run = TrainingRun(range(101), 4, num_epochs=6)
     scores = np.random.default_rng(0).random(101)
@@ -91,16 +104,17 @@ def test_a_function_of_seed_and_epoch_in_any_order_of_asking() -> None:
     def rows(plan: tfo.DifficultyCurriculum, epoch: int) -> list[int]:
         return np.concatenate(plan.batches(epoch)).tolist()
 
-    plan = prepared(run, scores, 0.7)
+    plan = prepared(run, scores, 0.5)  # all is eligible from epoch 3 on
     expected = [rows(plan, epoch) for epoch in range(6)]
     for epoch in (5, 3, 3, 0, 4, 1, 2):
         assert rows(plan, epoch) == expected[epoch]
-        assert rows(prepared(run, scores, 0.7), epoch) == expected[epoch], "after a restart"
-    assert rows(prepared(run, scores, 0.7, seed=1), 1) != expected[1]
-    assert rows(prepared(run, scores, 0.7, seed=1), 5) != expected[5]
+        assert rows(prepared(run, scores, 0.5), epoch) == expected[epoch], "after a restart"
+    assert rows(prepared(run, scores, 0.5, seed=1), 1) != expected[1]
+    assert rows(prepared(run, scores, 0.5, seed=1), 5) != expected[5]
     plan.prepare(run)
     assert [rows(plan, epoch) for epoch in range(6)] == expected
-    assert sorted(expected[5]) == list(range(101)) and expected[5] != expected[4]
+    assert all(sorted(expected[epoch]) == list(range(101)) for epoch in (3, 4, 5))
+    assert expected[3] != expected[4] != expected[5] != expected[3]
 
 
 @pytest.mark.parametrize("num_rows", [96, 101, 7])
