@@ -82,10 +82,9 @@ def length_buckets(
     """
     kinds, bounds = _kinds(lengths)
     counts = np.diff(bounds, prepend=0)
-    num_tokens = int(lengths.sum())
-    allowed = num_tokens / (1 - max_padding)
-    num_batches = 1 << max(0, (num_tokens // max_tokens).bit_length() - 1)
+    allowed = lengths.sum() / (1 - max_padding)
     fitting = max_tokens // kinds if max_rows is None else np.minimum(max_tokens // kinds, max_rows)
+    num_batches = 1 << (len(cut(bounds, fitting)).bit_length() - 1)
     while num_batches:
         chosen = borders(kinds, counts, num_batches * fitting)
         widths, ends = kinds[chosen], bounds[chosen]

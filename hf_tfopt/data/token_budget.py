@@ -24,8 +24,8 @@ class TokenBudget(BatchPlan):
     of about its length alone; a step of several micro-batches or processes mixes lengths.
 
     Every row is trained on once an epoch and none twice. The number of batches, the same in every
-    epoch, is a multiple of the micro-batches of a step (processes times accumulation), for which all
-    are a little smaller; with as many of them, other processes and accumulation give the same
+    epoch, is a multiple of the micro-batches of a step (processes times accumulation), for which
+    all are a little smaller; with as many of them, other processes and accumulation give the same
     steps. Processes that work at the same time have batches of about as many positions. The loss of
     `TfoptTrainer` is divided by what the whole step holds: exact, however unequal its batches.
 

@@ -72,9 +72,12 @@ def test_micro_batches_are_even_and_none_is_empty() -> None:
 
 @pytest.mark.parametrize("max_steps", [7, 40, 100])
 def test_max_steps_decide(max_steps: int) -> None:
-    steps = all_batches(BatchSizeWarmup(4, 5), run_of(num_parts=4, max_steps=max_steps))
+    plan = BatchSizeWarmup(4, 5)
+    steps = all_batches(plan, run_of(num_parts=4, max_steps=max_steps))
     sizes = [sum(map(len, step)) for step in steps]
     assert sizes == warm_sizes(max_steps, 5, 4, 32).tolist()
+    per_epoch = sum(map(len, plan.batches(0))) / 500
+    assert per_epoch == pytest.approx(1, abs=0.25) or max_steps == 7  # about a pass
 
 
 def test_the_stream_does_not_depend_on_how_steps_are_cut() -> None:

@@ -58,3 +58,10 @@ def test_buckets_are_as_large_as_the_padding_permits() -> None:
     assert sizes[-1] == 1
     near = np.random.default_rng(0).integers(508, 513, 1000)  # packed rows
     assert len(length_buckets(near, 4096, max_padding=0.02).widths) == 1
+
+
+def test_batches_of_few_rows_mix_too() -> None:
+    """Where `max_rows` decides, a bucket has many batches of so many."""
+    lengths = np.random.default_rng(0).integers(100, 200, 20_000)
+    buckets = length_buckets(lengths, 10**6, max_padding=0.02, max_rows=16)
+    assert np.diff(buckets.ends, prepend=0).min() >= 16 * 16
