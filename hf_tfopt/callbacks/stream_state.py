@@ -37,6 +37,9 @@ class StreamState(Intervention):
     current shard of a generator. A stream that `datasets` cannot restore (one with a shuffle
     buffer, or not of `datasets`) is read again from the begin of the pass, which is said once.
 
+    Batches in one row without padding get through, too: accelerate's way with streams
+    (`dispatch_batches`, here turned off unless it was asked for) would cut their `cu_seq_lens`.
+
     For a stream as the training dataset of a `TfoptTrainer`, or of a Trainer given to `attach`, on
     one process; nothing is done to a dataset with a length.
 
@@ -73,14 +76,18 @@ class StreamState(Intervention):
                 type(dataset).__name__,
             )
         trainer.train_dataset = RestorableStream(dataset)
+        loading = trainer.accelerator.dataloader_config
+        if loading.dispatch_batches is None:  # accelerate (1.15) would cut every tensor of a batch
+            loading.dispatch_batches = False  # to its rows, and so where its examples end
 
     def begin(self, training: Training) -> None:
         """Track the stream, and have the host skip nothing if it goes on."""
         found = getattr(training.data, "dataset", None)
         if not isinstance(found, RestorableStream):
-            if self.trainer is None and _is_stream(found):
+            if _is_stream(found):
                 raise ValueError(
-                    "StreamState needs a TfoptTrainer, or tfo.attach(trainer, callbacks=[...])"
+                    "StreamState was not told of the stream: give it to a TfoptTrainer or "
+                    "tfo.attach(trainer, callbacks=[...]), and do not set train_dataset afterwards"
                 )
             return
         loader = getattr(training.data, "base_dataloader", training.data)
@@ -109,7 +116,8 @@ class StreamState(Intervention):
         memory = self.remembered
         if memory["is_over"]:
             memory |= {"pass": memory["pass"] + 1, **_nothing_read()}
-            self._restore_noise()  # a DataLoader draws from it when a pass begins
+            if not args.dataloader_persistent_workers:  # which are seeded in the first pass alone
+                self._restore_noise()  # the others when a pass begins, behind the checkpoint
         going_on = None
         if memory["last_worker"] is not None:
             first = (memory["last_worker"] + 1) % max(1, memory["num_workers"])
@@ -144,6 +152,7 @@ class StreamState(Intervention):
     ) -> None:
         """The pass is over, also where its last batches were too few for a step."""
         if self._stream is not None:
+            self.remembered["is_over"] |= not control.should_training_stop
             self._tell_epoch(state, args)
 
     def _tell_epoch(self, state: TrainerState, args: TrainingArguments) -> None:
