@@ -145,6 +145,7 @@ class ClassificationCollator(TrainerCallback):
         inputs = row_inputs(batch, self._model, is_apart, self._pad_id, width)
         if is_apart and self._reads_starts:
             inputs["example_starts"] = torch.from_numpy(example_starts(batch, order, width))
+            inputs["num_examples"] = len(rows)
         if labels is not None:
             inputs["labels"] = (
                 placed(labels.values, in_rows(batch, width), IGNORED)

@@ -22,10 +22,10 @@ def share_rows(batch: FlatBatch, capacity: int) -> tuple[FlatBatch, Integers, In
 
     Returns:
         The batch with its tokens in the new order; the examples in that order, by their old
-        numbers; and the old place of each token.
+        numbers; and the old place of each token. Rows stand as their first examples did.
     """
     lengths = np.diff(batch.examples)
-    rows = best_fit(lengths, capacity)
+    rows = sorted((np.sort(row) for row in best_fit(lengths, capacity)), key=lambda row: row[0])
     order = np.concatenate(rows)
     bounds = np.concatenate([[0], np.cumsum(lengths[order])])
     skipped = batch.examples[order] - bounds[:-1]

@@ -52,6 +52,20 @@ def end_to_end_examples(ends: Tensor, num_positions: int) -> Examples:
     return Examples(ends.diff().long(), is_real)
 
 
+def packed_examples(starts: Tensor, position_ids: Tensor) -> Examples:
+    """Examples that share padded rows.
+
+    Args:
+        starts: [n], their first places among all, the first of them 0.
+        position_ids: [B, T]; they count up in each example, and stand still in padding.
+    """
+    places = position_ids.flatten()
+    is_real = torch.zeros_like(places, dtype=torch.bool).index_fill(0, starts, True)
+    is_real[1:] |= places.diff() == 1
+    ends = torch.cat([starts.sort().values, starts.new_tensor([len(places)])])
+    return Examples(ends.diff(), is_real)
+
+
 def norms(values: Tensor, examples: Examples, kind: str = "2") -> Tensor:
     """Each example's norm [n] of values [B, T, E], over its positions and features together.
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum, Terms
 from hf_tfopt.objectives.base import Objective
 from hf_tfopt.registry import check_name
+from hf_tfopt.surgery.packed_heads import STARTS
 
 # What a loss may be a mean over: (number of items of each example in the labels [B, ...]).
 MEANS = ("labels", "shifted labels", "examples", "tokens")
@@ -42,6 +43,12 @@ class ModelLoss(Objective):
     def prepare(self, model: nn.Module, batch: Mapping[str, Any]) -> None:
         """Find what the model's loss is a mean over."""
         name = type(model).__name__
+        if STARTS in batch:
+            raise ValueError(
+                f"ModelLoss() takes each row for an example, but {name} is given packed ones to "
+                "classify: train Classification(), or pad them: "
+                "ClassificationCollator(tokenizer, is_packed=False)"
+            )
         self.targets = tuple(key for key in batch if _is_target(key))
         self.mean = self._given
         if self.mean is not None:

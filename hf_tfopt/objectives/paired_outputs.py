@@ -17,6 +17,7 @@ from hf_tfopt.losses.reduction import IGNORE_INDEX, LossSum, Terms, unlabelled
 from hf_tfopt.objectives.base import Objective
 from hf_tfopt.objectives.classification import Classification
 from hf_tfopt.objectives.language_modeling import LanguageModeling, model_inputs
+from hf_tfopt.surgery.packed_heads import STARTS
 
 Comparable = LanguageModeling | Classification
 Divergence = Callable[[Tensor, Tensor], LossSum]
@@ -137,8 +138,16 @@ def twice(batch: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: something in it that has no rows to repeat.
     """
-    size = next(value.shape[0] for value in batch.values() if _has_rows(value))
-    return {name: _repeated(name, value, size) for name, value in batch.items()}
+    ids = next(value for value in batch.values() if _has_rows(value))
+    starts = batch.get(STARTS)
+    if starts is None:
+        return {name: _repeated(name, value, ids.shape[0]) for name, value in batch.items()}
+    # packed examples that are classified: the labels are theirs, not the rows'
+    own = {STARTS: torch.cat([starts, starts + ids.numel()])}
+    if "labels" in batch:
+        own["labels"] = _repeated("labels", batch["labels"], len(starts))
+    rest = {name: value for name, value in batch.items() if name not in own}
+    return {name: _repeated(name, value, ids.shape[0]) for name, value in rest.items()} | own
 
 
 def _has_rows(value: Any) -> bool:

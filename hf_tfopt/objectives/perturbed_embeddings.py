@@ -13,8 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from hf_tfopt.losses.perturbation import Examples, end_to_end_examples, padded_examples
+from hf_tfopt.losses.perturbation import (
+    Examples,
+    end_to_end_examples,
+    packed_examples,
+    padded_examples,
+)
 from hf_tfopt.objectives.wrapping import Wrapping
+from hf_tfopt.surgery.packed_heads import STARTS
 
 
 class Perturbation:
@@ -206,6 +212,8 @@ def _examples(batch: Mapping[str, Any]) -> Examples:
     ids = token_ids(batch)
     if "cu_seq_lens_q" in batch:
         return end_to_end_examples(batch["cu_seq_lens_q"], ids.numel())
+    if STARTS in batch:
+        return packed_examples(batch[STARTS], batch["position_ids"])
     mask = batch.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.shape != ids.shape:
         mask = torch.ones_like(ids)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from hf_tfopt.surgery.attention import NAME as UNPADDED
 
-STARTS = "example_starts"  # the model's new argument, and what a batch calls it
+# The model's new arguments, and what a batch calls them
+STARTS, NUMBER = "example_starts", "num_examples"
 LENGTHS = (5, 7, 3)  # of the examples by which a head is tried
 # Of the range of the logits; those of another position, or of mixed examples, are about 1 apart.
 TOLERANCE, LOW_PRECISION_TOLERANCE = 1e-3, 0.1
@@ -19,8 +20,9 @@ def packed_classification(model: Any) -> Any:
     """Let the head of a sequence classifier read every example of packed rows; returns the model.
 
     The model takes one argument more, `example_starts` [n]: where examples begin among the
-    rows * width positions of the batch. Its head then sees, in the place of the states of whole
-    rows, those of the examples' first tokens, and gives one row of logits for each example,
+    rows * width positions of the batch (and `num_examples`, by which it is checked). Its head then
+    sees, in the place of the states of whole rows, those of the examples' first tokens, and gives
+    one row of logits for each example,
 
         states.flatten(0, 1)[example_starts].unsqueeze(1)
 
@@ -80,9 +82,20 @@ class FirstStates:
     def take(
         self, _module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Before the body: keep `example_starts`, which no layer knows."""
+        """Before the body: keep `example_starts`, which no layer knows.
+
+        Raises:
+            ValueError: there are not `num_examples` of them (or a multiple, where a batch is given
+                several times at once): something has cut the batch by its rows.
+        """
         options = dict(options)
-        self.starts = options.pop(STARTS, None)
+        self.starts, number = options.pop(STARTS, None), options.pop(NUMBER, None)
+        if self.starts is not None and number and (len(self.starts) or 1) % number:
+            raise ValueError(
+                f"{len(self.starts)} of the {number} examples of a packed batch are left: batches "
+                "were cut by their rows, as accelerate does with a streamed dataset; give the "
+                "TrainingArguments accelerator_config={'dispatch_batches': False}"
+            )
         return inputs, options
 
     def gather(self, _module: nn.Module, _inputs: Any, outputs: Any) -> Any:

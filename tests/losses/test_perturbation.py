@@ -10,6 +10,7 @@ from hf_tfopt.losses.perturbation import (
     direction,
     end_to_end_examples,
     norms,
+    packed_examples,
     padded_examples,
     projected,
 )
@@ -40,6 +41,17 @@ def test_examples_end_to_end_have_their_own_norms() -> None:
     torch.testing.assert_close(norms(values, examples), expected, rtol=TOLERANCE, atol=0)
     found = norms(direction(values, examples), examples)
     torch.testing.assert_close(found, torch.ones(3), rtol=TOLERANCE, atol=0)
+
+
+def test_examples_that_share_padded_rows_have_their_own_norms() -> None:
+    positions = torch.tensor([[2, 3, 2, 3, 4, 2], [2, 3, 4, 5, 2, 2]])  # from 2, as RoBERTa's
+    examples = packed_examples(torch.tensor([6, 0, 2]), positions)  # in any order
+    assert examples.is_real.tolist() == [True] * 5 + [False] + [True] * 4 + [False] * 2
+    values = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(1))
+    flat = values.reshape(12, 5)
+    expected = torch.stack([flat[a:b].norm() for a, b in ((0, 2), (2, 5), (6, 10))])
+    found = norms(values * examples.is_real.view(2, 6, 1), examples)
+    torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=0)
 
 
 @pytest.mark.parametrize(("kind", "order"), [("2", 2), ("inf", math.inf)])

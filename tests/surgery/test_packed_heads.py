@@ -242,6 +242,17 @@ def test_under_adapters() -> None:
         torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-6)
 
 
+def test_a_batch_cut_by_its_rows_is_refused() -> None:
+    model = packed_classification(classifier()).eval()
+    model.set_attn_implementation("unpadded")
+    ids, given = torch.randint(5, 200, (1, sum(LENGTHS))), starts_and_ends()
+    assert model(input_ids=ids, **given, num_examples=3).logits.shape == (3, NUM_CLASSES)
+    given[STARTS] = given[STARTS][:2]
+    with pytest.raises(ValueError, match="2 of the 3 examples of a packed batch are left"):
+        model(input_ids=ids, **given, num_examples=3)
+    assert model(input_ids=ids).logits.shape == (1, NUM_CLASSES)
+
+
 def test_next_sentence_prediction() -> None:
     model = packed_classification(classifier(kind=BertForNextSentencePrediction)).eval()
     model.set_attn_implementation("unpadded")
