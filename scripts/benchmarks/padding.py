@@ -242,6 +242,7 @@ def measure(lengths: Any, options: argparse.Namespace) -> dict[str, dict[str, fl
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     options = parse(argv)
+    datasets.disable_progress_bars()
     result: dict[str, Any] = {}
     for corpus, lengths in all_lengths(options).items():
         print(f"{corpus}: {len(lengths)} examples, {lengths.mean():.1f} tokens, {lengths.max()}")
