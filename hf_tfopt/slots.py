@@ -51,7 +51,12 @@ def own_scheduler(
 
 
 def adopt_data(trainer: Any) -> None:
-    """Let the epochs be heard: by the training dataset, and by a collator that is a callback."""
+    """Let the epochs be heard: by the training dataset, and by a collator that is a callback.
+
+    Raises:
+        ValueError: packed rows for a model without position ids, which the host would take out.
+    """
+    _check_packed(trainer)
     if not any(isinstance(c, DatasetEpochs) for c in trainer.callback_handler.callbacks):
         trainer.callback_handler.callbacks.insert(0, DatasetEpochs())
     collator = trainer.data_collator
@@ -60,6 +65,20 @@ def adopt_data(trainer: Any) -> None:
     if collator not in trainer.callback_handler.callbacks:
         trainer.callback_handler.callbacks.insert(0, collator)
         collator.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+
+
+def _check_packed(trainer: Any) -> None:
+    """Without their position ids packed rows look like single, long examples."""
+    names: list[str] = getattr(trainer.train_dataset, "column_names", None) or []
+    if "position_ids" not in names or not trainer.args.remove_unused_columns:
+        return
+    trainer._set_signature_columns_if_needed()
+    if "position_ids" not in trainer._signature_columns:
+        raise ValueError(
+            f"the training rows are packed, and {type(trainer.model).__name__} takes no "
+            "position_ids: the Trainer would remove them, and the examples of a row would become "
+            "one; leave out tfo.pack for this model"
+        )
 
 
 def adopt_callbacks(trainer: Any) -> None:

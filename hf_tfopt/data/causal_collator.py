@@ -26,8 +26,9 @@ class CausalLMCollator(TrainerCallback):
     is the padding token too is learned.
 
     Rows are dicts (`datasets.Dataset`) or `ArrowRows` with `input_ids`, without padding; `labels`
-    of their own are used if they are there (-100: not a target, such as a prompt), and
-    `position_ids` mark packed rows (`tfo.pack`). The batch suits the model it is bound to:
+    of their own are used if they are there (-100: not a target, such as a prompt; packing takes
+    them along with `columns=["labels"]`), and `position_ids` mark packed rows (`tfo.pack`). The
+    batch suits the model it is bound to:
 
     | rows | attention | batch |
     |---|---|---|
@@ -50,9 +51,9 @@ class CausalLMCollator(TrainerCallback):
         pad_to_multiple_of: the width of every batch is padded to a multiple of this.
 
     Raises:
-        ValueError: a tokenizer with more ids than the model; in a batch, rows that are padded,
-            labels that do not fit their tokens, a document longer than the model's positions, or
-            packed rows for a model that would mix their documents.
+        ValueError: a tokenizer with more ids than the model, a model that is not causal; in a
+            batch, rows that are padded, labels that do not fit their tokens, a document longer than
+            the model's positions, or packed rows for a model that would mix their documents.
 
     Paper: none (masking between documents: Grattafiori et al. 2024, "The Llama 3 Herd of Models",
     https://arxiv.org/abs/2407.21783, section 3.2).
@@ -96,7 +97,7 @@ class CausalLMCollator(TrainerCallback):
         The model, its training mode and the random numbers are left as they were.
 
         Raises:
-            ValueError: the tokenizer has more ids than the model.
+            ValueError: the tokenizer has more ids than the model, or the model is not causal.
         """
         model = _unwrapped(model)
         facts = ModelFacts.of(model)
@@ -104,6 +105,11 @@ class CausalLMCollator(TrainerCallback):
             raise ValueError(
                 f"the tokenizer has {self._num_ids} ids, the input embedding of {facts.name} only "
                 f"{facts.num_ids}: call model.resize_token_embeddings({self._num_ids})"
+            )
+        if getattr(facts.config, "is_encoder_decoder", False):
+            raise ValueError(
+                f"{facts.name} is an encoder and a decoder: its labels are other tokens than its "
+                "inputs; take DataCollatorForSeq2Seq of transformers"
             )
         self._model = facts
         self._implementation = facts.implementation
@@ -144,6 +150,8 @@ class CausalLMCollator(TrainerCallback):
     def _try_out(self, model: Any, facts: ModelFacts) -> str | None:
         if "position_ids" not in facts.arguments:
             return "its forward takes no position_ids, which would restart with each document"
+        if facts.joins_rows and getattr(facts.config, "attention_chunk_size", None):
+            return "its chunks of attention are counted along the row"  # longer than what is tried
         special = self.tokenizer.all_special_ids
         ids = np.setdiff1d(np.arange(self._num_ids), special)
 
@@ -178,8 +186,8 @@ class CausalLMCollator(TrainerCallback):
         if self._why_mixed is not None:
             raise ValueError(
                 f"{name} would mix the documents of packed rows: {self._why_mixed}. Leave out "
-                "tfo.pack for it, or take a model with the host's common attention and position "
-                "ids (GPT-2, Llama, Mistral, Qwen)"
+                "tfo.pack for it, try tfo.unpadded_attention(model), or take a model with the "
+                "host's common attention and position ids (GPT-2, Llama, Mistral, Qwen)"
             )
 
     def _inputs(

@@ -17,6 +17,7 @@ from hf_tfopt.data.keyed_bits import Integers
 # The documents of two packed rows; the second has padding.
 LENGTHS = ((3, 5, 1), (4, 2))
 WATCHED = (1, 4)  # of all documents: one with neighbours on both sides, one before padding
+FIRST = LENGTHS[0][0]  # where the watched document of the first row begins
 # Of the largest output: kernels differ, and TF32 and bfloat16 keep 10 and 7 bits. A position that
 # does not restart makes as much difference as another token.
 TOLERANCE = {torch.float32: 0.01, torch.float64: 1e-4}
@@ -40,6 +41,9 @@ def why_mixed(
         padded: the same for rows of one document each, padded.
         ids: token ids to make documents of.
         implementation: of its attention.
+
+    Raises:
+        ValueError: a token's output depends on tokens behind it.
     """
     rng = np.random.default_rng(0)
     rows = [[rng.choice(ids, length) for length in lengths] for lengths in LENGTHS]
@@ -50,13 +54,19 @@ def why_mixed(
         return f"{implementation} trains on a GPU only, and the model is not on one (yet)"
     try:
         with _undisturbed(model, device, needs_half):
-            together, gradient = _outputs_and_gradient(model, packed(rows), device)
+            together, of_watched, of_first = _try(model, packed(rows), device)
             with torch.no_grad():
                 inputs = _on(padded([[document] for document in documents]), device)
                 alone: Tensor = model(**inputs).logits
     except Exception as error:  # whatever a model of any kind may say to such a batch
         return f"it could not be tried out ({type(error).__name__}: {error})"
-    return _verdict(documents, together, gradient, alone)
+    first, end = FIRST, sum(LENGTHS[0][:2])
+    if bool(of_first[0, first + 1 : end].any()):
+        raise ValueError(
+            f"{type(model).__name__} sees the tokens that it is to guess: it is not a causal "
+            "model. Take MaskedLMCollator for it, or make it a decoder (config.is_decoder=True)"
+        )
+    return _verdict(documents, together, of_watched, alone)
 
 
 def _verdict(documents: Documents, together: Tensor, gradient: Tensor, alone: Tensor) -> str | None:
@@ -82,10 +92,13 @@ def _verdict(documents: Documents, together: Tensor, gradient: Tensor, alone: Te
     return None
 
 
-def _outputs_and_gradient(
+def _try(
     model: Any, batch: Mapping[str, Any], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """The logits, and the gradient of the watched documents' with respect to the embedded ids."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The logits; the gradients of the watched documents' and of the token's at `FIRST`.
+
+    Both are with respect to the embedded tokens.
+    """
     embedded: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -96,18 +109,19 @@ def _outputs_and_gradient(
     try:
         with torch.enable_grad():
             logits: Tensor = model(**_on(batch, device)).logits
-            ends = np.cumsum(LENGTHS[0])
-            first, second = (
-                logits[0, ends[0] : ends[1]],
-                logits[1, LENGTHS[1][0] :][: LENGTHS[1][1]],
-            )
-            watched = torch.cat([first, second]).float()
-            # no sum: the softmax's own gradient of a plain one may vanish
-            weights = torch.linspace(-1, 1, watched.numel(), device=device).view_as(watched)
-            (gradient,) = torch.autograd.grad((watched * weights).sum(), embedded)
+            (before, length, _), (start, rest) = LENGTHS
+            watched = [logits[0, before:][:length], logits[1, start:][:rest]]
+            gradients = [_gradient(parts, embedded) for parts in (watched, [logits[0, FIRST]])]
     finally:
         hook.remove()
-    return logits.detach(), gradient
+    return logits.detach(), gradients[0], gradients[1]
+
+
+def _gradient(outputs: Sequence[Tensor], embedded: Sequence[Tensor]) -> Tensor:
+    """Of a sum of the outputs with different weights: that of a plain sum may vanish."""
+    flat = torch.cat([output.flatten() for output in outputs]).float()
+    weights = torch.linspace(-1, 1, len(flat), device=flat.device)
+    return torch.autograd.grad((flat * weights).sum(), embedded, retain_graph=True)[0]
 
 
 def _on(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import (
@@ -36,6 +37,7 @@ from hf_tfopt.data.rows import ArrowRows
 from hf_tfopt.surgery.attention import unpadded_attention
 from tests.callbacks.runs import num_hooks, weights_of
 from tests.data.test_collators import NUM_IDS, make_tokenizer
+from tests.models import tiny
 from tests.test_trainer import arguments, losses
 
 LONGEST, ROW = 24, 40
@@ -258,6 +260,28 @@ def test_models_that_mix_documents_are_found_out(name: str) -> None:
         batch_of(collator, pack(dataset, ROW))
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("bert", "sees the tokens that it is to guess: it is not a causal"), ("t5", "is an encoder")],
+)
+def test_models_that_are_not_causal(name: str, message: str) -> None:
+    model = tiny(name)
+    model.resize_token_embeddings(NUM_IDS)
+    with pytest.raises(ValueError, match=message):
+        CausalLMCollator(make_tokenizer(), model=model)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "adapters"])
+def test_half_precision_and_adapters_are_tried_out_too(kind: str) -> None:
+    model = make_model("llama")
+    if kind == "bfloat16":
+        model = model.bfloat16()
+    else:
+        model = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    rows = pack(documents(), ROW)
+    assert "position_ids" in batch_of(CausalLMCollator(make_tokenizer(), model=model), rows)
+
+
 def test_trying_out_leaves_no_trace() -> None:
     model = make_model("gpt2").train()
     model.transformer.h[0].eval()
@@ -386,6 +410,14 @@ def test_training_packed_is_training_unpacked(
     if how == "tfopt":
         scores = [each.evaluate()["eval_loss"] for each in (trainer, plain)]
         assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+
+
+def test_position_ids_are_not_taken_out_unnoticed(tmp_path: Path) -> None:
+    """As the host does with columns that a model does not take: rows would look unpacked."""
+    model, packed = MIXING["positions from the mask"][0](), pack(documents(), ROW)
+    data = {"train_dataset": packed, "data_collator": CausalLMCollator(make_tokenizer())}
+    with pytest.raises(ValueError, match="packed, and BloomForCausalLM takes no position_ids"):
+        tfo.TfoptTrainer(model, arguments(tmp_path), **data)
 
 
 @pytest.mark.invariant
