@@ -25,7 +25,8 @@ class BatchSizeWarmup(BatchPlan):
     and the number of steps follows; what it exceeds the fewest by makes the steps after the warm-up
     a little smaller. With `max_steps` the number of rows follows. What the host takes for an epoch,
     its evaluations and checkpoints, is an equal share of all steps: the first has fewer rows than a
-    pass and the last ones more, and at the end of a pass a step may hold a row twice.
+    pass and the last ones more, so that some rows come twice in them (masked alike both times), and
+    where one pass ends and the next begins perhaps twice in a step.
 
     Pure in (seed, step): a resumed run goes on exactly, and so does one with other processes and
     accumulation whose full batch is the same. Another number of epochs is another run.
@@ -33,7 +34,7 @@ class BatchSizeWarmup(BatchPlan):
     The learning rate stays what its schedule says. The noise of updates goes with lr / rows, so
     that growing batches calm training as a decay would (Smith et al.); to have about the same noise
     from the start, let the learning rate grow along: `warmup_steps=num_steps`.
-    `NoiseScale` takes all steps to be full: it belongs behind the warm-up.
+    `NoiseScale` takes all steps to be full, and is wrong until they are.
 
     Args:
         start: rows of the first step, of all processes; at least one for each micro-batch.
