@@ -9,7 +9,7 @@
 #include <vector>
 
 #if defined(__SSE2__)
-#include <emmintrin.h>
+#include <immintrin.h>
 #endif
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "lanes are read in memory order");
@@ -112,9 +112,14 @@ const uint16_t* draw_lanes(uint64_t key, int64_t size, std::vector<uint64_t>& wo
 
 // Bit b is set if lanes[b] < threshold, for 64 lanes; threshold in 0 .. 65536.
 inline uint64_t lanes_below(const uint16_t* lanes, uint32_t threshold) {
-  uint64_t found = 0;
-#if defined(__SSE2__)
   if (!threshold) return 0;
+  uint64_t found = 0;
+#if defined(__AVX512BW__)
+  const __m512i highest = _mm512_set1_epi16(static_cast<int16_t>(threshold - 1));
+  const __mmask32 low = _mm512_cmple_epu16_mask(_mm512_loadu_si512(lanes), highest);
+  const __mmask32 high = _mm512_cmple_epu16_mask(_mm512_loadu_si512(lanes + 32), highest);
+  found = static_cast<uint64_t>(high) << 32 | low;
+#elif defined(__SSE2__)
   const __m128i highest = _mm_set1_epi16(static_cast<int16_t>(threshold - 1));
   const __m128i zero = _mm_setzero_si128();
   const __m128i* parts = reinterpret_cast<const __m128i*>(lanes);
@@ -264,23 +269,38 @@ bool choose_words(const Example& x, const uint16_t* lanes, const Rule& rule) {
   return has_target;
 }
 
+// A run of words begins at unit 0, at and after every special token; spans begin anywhere. Between
+// these heads nothing is drawn.
 bool choose_spans(const Example& x, const uint16_t* lanes, const Rule& rule) {
-  int64_t left = 0;
+  bool has_target = false, after_word = false;
+  int64_t left = 0;  // words of the span that goes on
   uint64_t fate = 0;
-  bool after_word = false, has_target = false;
-  for (int64_t unit = 0; unit < x.num_units; ++unit) {
-    const bool is_word = x.is_maskable(unit, rule);
-    const bool starts = lanes[unit] < rule.threshold;
-    if (starts || !is_word || !after_word) {
-      const uint64_t drawn = bits(x.keys[kSpan], unit);
-      left = (starts ? rule.span_lengths : rule.span_residuals)[drawn >> 48];
+  for (int64_t block = 0; block < x.num_units; block += 64) {
+    const int64_t size = std::min<int64_t>(64, x.num_units - block);
+    const uint64_t starts = lanes_below(lanes + block, rule.threshold) & lowest_bits(size);
+    uint64_t words = 0;
+    for (int64_t b = 0; b < size; ++b) {
+      words |= static_cast<uint64_t>(x.is_maskable(block + b, rule)) << b;
+    }
+    uint64_t heads = (starts | ~words | ~(words << 1 | after_word)) & lowest_bits(size);
+    for (int64_t b = 0; b < size;) {
+      const int64_t next = heads ? __builtin_ctzll(heads) : size;
+      const int64_t end = std::min(b + left, next);
+      for (int64_t unit = block + b; unit < block + end; ++unit) emit(x, unit, fate, rule);
+      has_target |= end > b;
+      left -= std::min(left, next - b);
+      b = next;
+      if (b == size) break;
+      const uint64_t drawn = bits(x.keys[kSpan], block + b);
+      left = (starts >> b & 1 ? rule.span_lengths : rule.span_residuals)[drawn >> 48];
       fate = drawn & 0xFFFFFFFF;
+      if (!(words >> b & 1)) {
+        left = 0;
+        ++b;
+      }
+      heads &= heads - 1;
     }
-    if (left-- > 0 && is_word) {
-      emit(x, unit, fate, rule);
-      has_target = true;
-    }
-    after_word = is_word;
+    after_word = words >> (size - 1) & 1;
   }
   return has_target;
 }
