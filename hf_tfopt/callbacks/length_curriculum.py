@@ -48,19 +48,19 @@ class LengthCurriculum(Intervention):
 
     The rows of every training batch are cut to `data.curriculum.sequence_length` of the step, which
     depends on nothing else: a resumed run goes on as one that was never stopped would, and all
-    processes have the same length. Items are counted afterwards, so that the loss is that of a
-    dataset whose rows were so short. Rows that are shorter already stay as they are, and so does
-    evaluation. Packed rows keep their examples apart: each of them is cut for itself.
+    processes have the same length. Items are counted afterwards: the loss is that of a dataset with
+    such rows. Shorter rows and evaluation stay as they are. Of packed rows each example is cut.
 
     | mode | a row longer than L |
     |---|---|
     | "truncate" | keeps its first L tokens; if its last is one that closes rows ([SEP], EOS), its \
       first L - 1 and that one |
-    | "reshape" | becomes several of L tokens, the last perhaps shorter; no token is lost, none is \
-      added: only the first piece has a [CLS], only the last a [SEP] |
+    | "reshape" | becomes several of about equal size; no token is lost, and none is added: only \
+      the first piece has a [CLS], only the last a [SEP] |
 
     Reshaping makes more rows of a batch, of as many tokens. A causal model loses the target of each
-    piece's first token, which it has nothing to predict from.
+    piece's first token, which it has nothing to predict from. Truncation drops what is at the end
+    of rows: where only that has targets (answers behind a prompt), short rows teach nothing.
 
     It goes into `TfoptTrainer(curriculum=...)`, or into the `callbacks` of it or of `tfo.attach`:
     a stock Trainer does not let its callbacks see batches. On a GPU, a step waits once for each
@@ -94,7 +94,6 @@ class LengthCurriculum(Intervention):
     """
 
     _rule: CutRule  # while it trains, like the others
-    _facts: ModelFacts
     _num_steps: int
     _end: int
 
@@ -120,7 +119,8 @@ class LengthCurriculum(Intervention):
         self.start, self.num_steps, self.end, self.multiple = start, num_steps, end, multiple
         self.mode = check_name("mode", mode, get_args(Mode))
         self.closing_ids = None if closing_ids is None else list(closing_ids)
-        self._is_checked = False  # whether a packed batch has been looked at
+        self._model: Any = None
+        self._facts: ModelFacts | None = None  # since a packed batch was looked at
 
     def begin(self, training: Training) -> None:
         """See whether it suits the model and the data, and how long the run is."""
@@ -152,8 +152,9 @@ class LengthCurriculum(Intervention):
             closing_ids=self._closing_ids([*tokenizers, config]),
             pad_id=next((pad for pad in pads if pad is not None), 0),
             is_causal=name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(),
+            multiple=self.multiple,
         )
-        self._model, self._is_checked = model, False
+        self._model, self._facts = model, None
 
     def _closing_ids(self, sources: Sequence[Any]) -> list[int]:
         """Of the first that knows any; those of the constructor go before."""
@@ -168,8 +169,11 @@ class LengthCurriculum(Intervention):
 
     def collected(self, training: Training, batches: list[Any]) -> list[Any]:
         """The micro-batches, cut to the length of this step."""
-        length = self._length_in(training.state.global_step)
-        # always a new list: all processes must count again if one of them has to
+        step = training.state.global_step
+        if self.end is None and step >= self._num_steps:
+            return batches
+        length = self._length_in(step)
+        # a new list in any case: all processes must count again if one of them has to
         return [self._cut(batch, length) for batch in batches]
 
     def _length_in(self, step: int) -> int:
@@ -179,33 +183,35 @@ class LengthCurriculum(Intervention):
         _refuse(batch, self._rule.is_reshaped)
         if shape_of(batch)[1] <= length:
             return batch
-        if not is_packed(batch):
-            cut = cut_rows(batch, length, self._rule)
-        else:
+        if is_packed(batch):
             cut = cut_packed(batch, length, self._rule, self._checked_facts(batch))
-        return cut if type(batch) is dict else type(batch)(cut)
+        else:
+            cut = cut_rows(batch, length, self._rule)
+        return cut if cut is batch or type(batch) is dict else type(batch)(cut)
 
     def _checked_facts(self, batch: Mapping[str, Any]) -> ModelFacts:
         """What a packed batch must know of the model, once it has shown how it is packed."""
+        if self._facts is not None:
+            return self._facts
         facts = ModelFacts.of(self._model)
         if "position_ids" not in batch:
             raise ValueError(
                 "the batch tells packed examples apart in its attention, but has no position_ids "
                 "to find them by: use tfo.pack, or return_position_ids=True"
             )
-        if not self._is_checked and not is_told_apart(batch, self._rule.pad_id, facts):
+        if not is_told_apart(batch, self._rule.pad_id, facts):
             raise ValueError(
                 "the batch has an attention_mask or cu_seq_lens other than those that keep the "
                 f"examples of its position_ids apart for {facts.name} "
                 f"({facts.implementation!r}): LengthCurriculum cannot make them anew"
             )
-        self._is_checked = True
+        self._facts = facts
         return facts
 
     def release(self) -> None:
         """Forget the model."""
         super().release()
-        self._model = None
+        self._model = self._facts = None
 
     def scalars(self, training: Training) -> Scalars:
         """The length of the last step."""

@@ -52,19 +52,21 @@ class CutRule(NamedTuple):
         closing_ids: token ids that stay at the end of an example that is cut short.
         pad_id: the token id in padding.
         is_causal: the model's loss shifts the labels: nothing is there to predict a piece's first.
+        multiple: the size of reshaped pieces is a multiple of this, where the length allows it.
     """
 
     is_reshaped: bool
     closing_ids: Sequence[int] = ()
     pad_id: int = 0
     is_causal: bool = False
+    multiple: int = 1
 
     def pieces(
         self, batch: Mapping[str, Any], begins: Integers, sizes: Integers, length: int
     ) -> Pieces:
         """The pieces of a batch's examples."""
         if self.is_reshaped:
-            return reshaped(begins, sizes, length)
+            return reshaped(begins, sizes, length, self.multiple)
         return truncated(begins, sizes, length, self._closing(batch))
 
     def _closing(self, batch: Mapping[str, Any]) -> Flags | None:
@@ -77,13 +79,16 @@ class CutRule(NamedTuple):
 
     def rearranged(self, batch: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
         """Every entry with a value for each token in the new layout; the others as they are."""
-        shape, device = shape_of(batch), device_of(batch)
+        shape, device = shape_of(batch), _given(batch).device
         source, standing, nth = (torch.from_numpy(places).to(device) for places in layout)
         is_padding, fills = source < 0, {**FILLS, "input_ids": self.pad_id}
         is_no_target = is_padding | (nth == 0) if self.drops_firsts else is_padding
 
+        # a closing token ends the sentence that is left, and has its type
+        stands = ("position_ids",) if self.is_reshaped else ("position_ids", "token_type_ids")
+
         def moved(name: str, value: Tensor) -> Tensor:
-            places = standing if name == "position_ids" else source
+            places = standing if name in stands else source
             taken = value.flatten(0, 1)[places.clamp(min=0)]
             is_filled = is_no_target if name == "labels" else is_padding
             is_filled = is_filled.view(*is_filled.shape, *[1] * (taken.dim() - 2))
@@ -114,11 +119,6 @@ def shape_of(batch: Mapping[str, Any]) -> tuple[int, int]:
     return given.shape[0], given.shape[1]
 
 
-def device_of(batch: Mapping[str, Any]) -> torch.device:
-    """Where a batch of tokens or of their embeddings lies."""
-    return _given(batch).device
-
-
 def _given(batch: Mapping[str, Any]) -> Tensor:
     return batch["input_ids"] if "input_ids" in batch else batch["inputs_embeds"]
 
@@ -138,7 +138,7 @@ def _rank(value: Any) -> int:
 
 
 def cut_rows(batch: Mapping[str, Any], length: int, rule: CutRule) -> dict[str, Any]:
-    """A batch of one example to a row, `length` wide; padding stays on its side.
+    """A batch of one example to a row, at most `length` wide; padding stays on its side.
 
     Args:
         batch: wider than `length`; what `attention_mask` [rows, width] leaves out at the ends of a
@@ -156,15 +156,16 @@ def cut_rows(batch: Mapping[str, Any], length: int, rule: CutRule) -> dict[str, 
     begins = np.arange(num_rows) * width + firsts
     pieces = rule.pieces(batch, begins, sizes, length)
     is_left = (firsts > 0) & (ends == width)
-    columns = np.where(is_left[pieces.numbers], length - pieces.sizes, 0)
+    width = int(pieces.sizes.max()) if rule.is_reshaped else length  # of a step, for compilers
+    columns = np.where(is_left[pieces.numbers], width - pieces.sizes, 0)
     rows = np.arange(len(columns))
-    layout = laid_out(pieces, begins, rows, columns, (len(rows), length))
+    layout = laid_out(pieces, begins, rows, columns, (len(rows), width))
     return rule.rearranged(batch, layout)
 
 
 def cut_packed(
     batch: Mapping[str, Any], length: int, rule: CutRule, facts: ModelFacts
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """A batch of packed rows, its examples of at most `length` tokens and kept apart again.
 
     Args:
@@ -175,9 +176,12 @@ def cut_packed(
     """
     num_rows, width = shape_of(batch)
     examples = packed_examples(batch, rule.pad_id)
+    sizes = np.concatenate(examples)
+    if sizes.max() <= length:
+        return batch
     row_of = np.repeat(np.arange(num_rows), [len(row) for row in examples])
     begins = row_of * width + _offsets(examples)
-    pieces = rule.pieces(batch, begins, np.concatenate(examples), length)
+    pieces = rule.pieces(batch, begins, sizes, length)
     rows = row_of[pieces.numbers]
     segments = np.split(pieces.sizes, rows.searchsorted(np.arange(1, num_rows)))
     shape = num_rows, max(int(row.sum()) for row in segments)
@@ -232,7 +236,7 @@ def kept_apart(
         width: of the rows, with padding.
         facts: of the model.
     """
-    device, positions = device_of(batch), batch["position_ids"]
+    device, positions = _given(batch).device, batch["position_ids"]
     lengths = [n for row in examples for n in (*row.tolist(), width - int(row.sum()))]
     nth = np.concatenate([np.arange(n) for n in lengths]).reshape(-1, width)
     made = {"position_ids": nth + int(positions[0, 0])}

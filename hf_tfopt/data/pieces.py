@@ -38,18 +38,25 @@ def truncated(begins: Integers, sizes: Integers, length: int, is_closing: Flags 
     return Pieces(begins, np.minimum(sizes, length), closers, np.arange(len(begins)))
 
 
-def reshaped(begins: Integers, sizes: Integers, length: int) -> Pieces:
-    """Every token of each example, in pieces of `length`; the last piece of one may be shorter.
+def reshaped(begins: Integers, sizes: Integers, length: int, multiple: int = 1) -> Pieces:
+    """Every token of each example, in as few pieces of at most `length` as there can be.
+
+    The pieces of an example are of equal size, but for the rounding, which the last one makes up
+    for: rows of 512 tokens and a length of 504 become halves, not much padding.
 
     Args:
         begins: the place of each example's first token.
         sizes: the tokens of each.
         length: at least 1.
+        multiple: the size of pieces is rounded up to a multiple of this, but not above `length`.
     """
     counts = -(-sizes // length)
+    equal = -(-sizes // np.maximum(1, counts))
+    steps = np.minimum(length, -(-equal // multiple) * multiple)
     numbers = np.repeat(np.arange(len(sizes)), counts)
-    offsets = length * (np.arange(len(numbers)) - (np.cumsum(counts) - counts)[numbers])
-    tokens = np.minimum(sizes[numbers] - offsets, length)
+    nth = np.arange(len(numbers)) - (np.cumsum(counts) - counts)[numbers]
+    offsets = nth * steps[numbers]
+    tokens = np.minimum(sizes[numbers] - offsets, steps[numbers])
     return Pieces(begins[numbers] + offsets, tokens, np.full(len(numbers), -1), numbers)
 
 

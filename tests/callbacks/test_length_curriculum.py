@@ -65,7 +65,9 @@ def test_the_loss_is_that_of_rows_that_were_short(
     batch["input_ids"][::2, -1] = 2
     if name != "bert":
         batch["labels"] = batch["input_ids"].clone()
-    short = cut_rows(batch, 8, CutRule(mode == "reshape", (2,), is_causal=name != "bert"))
+    short = cut_rows(
+        batch, 8, CutRule(mode == "reshape", (2,), is_causal=name != "bert", multiple=8)
+    )
     curriculum = tfo.LengthCurriculum(8, 2, end=12, mode=mode, closing_ids=[2])
     options = {"max_steps": 1, "gradient_accumulation_steps": 2}
     ours, seen = train(tmp_path, tiny(name), batch, [curriculum], how, **options)

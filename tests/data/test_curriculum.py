@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.attention.flex_attention import create_mask
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from hf_tfopt.data.causal_collator import CausalLMCollator
 from hf_tfopt.data.curriculum import (
     CutRule,
     cut_packed,
@@ -19,8 +21,11 @@ from hf_tfopt.data.curriculum import (
 )
 from hf_tfopt.data.model_inputs import IGNORED, ModelFacts
 from hf_tfopt.data.packing import pack
+from hf_tfopt.data.pieces import reshaped
 from hf_tfopt.data.segments import attention_inputs
+from hf_tfopt.surgery.attention import unpadded_attention
 from tests.data.test_collators import (
+    SIZES,
     batch_of,
     examples,
     make_collator,
@@ -76,7 +81,7 @@ def test_rows_are_cut_like_the_obvious_loop(is_reshaped: bool, is_left: bool) ->
     new = cut_rows(batch, length, CutRule(is_reshaped, (SEP,), PAD))
     assert all(torch.equal(batch[name], before[name]) for name in batch)
     pieces = [(row, p) for row in rows for p in plain_pieces(row, length, is_reshaped, (SEP,))]
-    assert len(new["input_ids"]) == len(pieces)
+    assert new["input_ids"].shape == (len(pieces), length)
     for number, (row, piece) in enumerate(pieces):
         fill = [PAD] * (length - len(piece))
 
@@ -87,7 +92,7 @@ def test_rows_are_cut_like_the_obvious_loop(is_reshaped: bool, is_left: bool) ->
         expected = {
             "input_ids": side(ids, fill),
             "attention_mask": side([1] * len(piece), fill),
-            "token_type_ids": side([place % 2 for place, _ in piece], fill),
+            "token_type_ids": side([p[not is_reshaped] % 2 for p in piece], fill),
             "labels": side([i + 1000 for i in ids], [IGNORED] * len(fill)),
             "position_ids": side([place + 5 for _, place in piece], fill),
         }
@@ -108,6 +113,21 @@ def test_what_is_not_by_token_stays_the_same_object() -> None:
         assert new["input_ids"].tolist() == [[5, 6, 7], [5, 6, PAD]]
 
 
+def test_reshaped_rows_do_not_become_padding() -> None:
+    """Of 512 tokens cut to 504 there are two halves, not a row of 8 tokens and 496 of padding."""
+    for size, length, multiple, expected in (
+        (512, 504, 8, [256, 256]),
+        (512, 200, 8, [176, 176, 160]),
+        (512, 200, 1, [171, 171, 170]),
+        (9, 8, 8, [8, 1]),
+        (8, 8, 8, [8]),
+        (0, 8, 8, []),
+    ):
+        pieces = reshaped(np.array([3]), np.array([size]), length, multiple)
+        assert pieces.sizes.tolist() == expected
+        assert (pieces.begins == 3 + np.cumsum(expected) - expected).all()
+
+
 def test_rows_without_a_mask_or_with_nothing_but_padding() -> None:
     ids = torch.arange(12).view(2, 6)
     assert cut_rows({"input_ids": ids}, 4, CutRule(False))["input_ids"].tolist() == [
@@ -119,7 +139,7 @@ def test_rows_without_a_mask_or_with_nothing_but_padding() -> None:
     assert cut_rows(empty, 3, CutRule(False))["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 0]]
     assert cut_rows(empty, 3, CutRule(True))["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     empty["attention_mask"][0] = 0
-    assert cut_rows(empty, 3, CutRule(True))["attention_mask"].tolist() == [[0, 0, 0]]
+    assert cut_rows(empty, 3, CutRule(True))["attention_mask"].tolist() == [[0]]
 
 
 def test_the_batch_tells_its_special_tokens_itself() -> None:
@@ -135,17 +155,34 @@ def test_a_causal_model_has_no_target_at_the_first_token_of_a_piece() -> None:
     reshaped = cut_rows(batch, 4, CutRule(True, is_causal=True))["labels"]
     ignored = IGNORED
     assert reshaped.tolist() == [
-        [ignored, 1006, 1007, 1008],
-        [ignored, 1010, ignored, ignored],
-        [ignored, 1012, 1013, ignored],
+        [ignored, 1006, 1007],
+        [ignored, 1009, 1010],
+        [ignored, 1012, 1013],
     ]
     assert cut_rows(batch, 4, CutRule(False, is_causal=True))["labels"][0, 0] == 1005
 
 
 CASES = [
     *itertools.product(["bert"], ["sdpa", "eager", "unpadded"]),
-    *itertools.product(["roberta", "modernbert"], ["sdpa", "unpadded"]),
+    *itertools.product(["roberta", "modernbert", "llama"], ["sdpa", "unpadded"]),
 ]
+
+
+def model_and_batch(name: str, implementation: str) -> tuple[Any, dict[str, Any], int]:
+    """A model, packed rows as its collator makes them for it, and the token of their padding."""
+    tokenizer, rows = make_tokenizer(int(name == "roberta")), pack(examples(9), 64)
+    options: dict[str, Any] = {"pad_to_multiple_of": 16}
+    if name != "llama":
+        model = make_model(name, implementation)
+        collator = make_collator(tokenizer, probability=0.3, model=model, **options)
+        return model, batch_of(collator, rows), tokenizer.pad_token_id
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
+    model.set_attn_implementation("sdpa")
+    if implementation == "unpadded":
+        unpadded_attention(model)
+    collator = CausalLMCollator(tokenizer, model=model, **options)
+    return model, batch_of(collator, rows), tokenizer.pad_token_id
 
 
 @MODES
@@ -153,11 +190,11 @@ CASES = [
 def test_packed_examples_give_what_each_piece_gives_alone(
     name: str, implementation: str, is_reshaped: bool
 ) -> None:
-    model, tokenizer = make_model(name, implementation), make_tokenizer(int(name == "roberta"))
+    model, batch, pad_id = model_and_batch(name, implementation)
     facts, length = ModelFacts.of(model), 8
-    collator = make_collator(tokenizer, probability=0.3, model=model, pad_to_multiple_of=16)
-    batch = batch_of(collator, pack(examples(9), 64))
-    rule = CutRule(is_reshaped, (SEP,), tokenizer.pad_token_id)
+    rule = CutRule(is_reshaped, (SEP,), pad_id, name == "llama")
+    before = cut_packed(batch, 64, rule, facts)
+    assert before is batch
     assert is_packed(batch) and is_told_apart(batch, rule.pad_id, facts)
     new = cut_packed(batch, length, rule, facts)
     assert new.keys() == batch.keys() and is_told_apart(new, rule.pad_id, facts)
@@ -173,7 +210,9 @@ def test_packed_examples_give_what_each_piece_gives_alone(
     found = list(by_example(new, rule.pad_id, logits))
     assert len(found) == len(expected) > 9 * is_reshaped
     for (ids, labels, alone), (new_ids, new_labels, together) in zip(expected, found, strict=True):
-        assert (ids, labels) == (new_ids, new_labels)
+        assert ids == new_ids
+        assert labels[rule.drops_firsts :] == new_labels[rule.drops_firsts :]
+        assert not rule.drops_firsts or new_labels[0] == IGNORED
         # float32 kernels that add in other orders, through two layers
         torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-4)
 
@@ -234,10 +273,10 @@ def test_a_flattened_batch_of_the_host() -> None:
     new = cut_packed(batch, 3, CutRule(True, is_causal=True), facts)
     none = IGNORED
     assert new["input_ids"].tolist() == batch["input_ids"].tolist()
-    assert new["labels"].tolist() == [[none, 6, 7, none, 9, none, 11, none, 13, 14, none]]
-    assert new["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 0, 1, 2, 0]]
-    assert new["seq_idx"].tolist() == [[0, 0, 0, 1, 1, 2, 2, 3, 3, 3, 4]]
-    assert new["cu_seq_lens_q"].tolist() == [0, 3, 5, 7, 10, 11]
+    assert new["labels"].tolist() == [[none, 6, 7, none, 9, none, 11, none, 13, none, 15]]
+    assert new["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 0, 1, 0, 1]]
+    assert new["seq_idx"].tolist() == [[0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4]]
+    assert new["cu_seq_lens_q"].tolist() == [0, 3, 5, 7, 9, 11]
     assert new["max_length_q"] == 3 and new["seq_idx"].dtype == torch.int32
     batch["example_starts"] = torch.tensor([7, 0, 5])  # in an order of their own
     short = cut_packed(batch, 3, CutRule(False, (9,)), facts)

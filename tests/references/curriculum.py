@@ -1,5 +1,6 @@
 """A length curriculum the obvious way: one row after the other, as Python lists."""
 
+import math
 from collections.abc import Sequence
 
 
@@ -12,14 +13,20 @@ def plain_length(step: int, start: int, end: int, num_steps: int, multiple: int)
 
 
 def plain_pieces(
-    row: Sequence[int], length: int, is_reshaped: bool, closing: Sequence[int] = ()
+    row: Sequence[int],
+    length: int,
+    is_reshaped: bool,
+    closing: Sequence[int] = (),
+    multiple: int = 1,
 ) -> list[list[tuple[int, int]]]:
     """The pieces of a row's tokens, each a list of (place of the token, place of its position)."""
     places = list(range(len(row)))
     if is_reshaped:
+        count = math.ceil(len(row) / length)
+        size = min(length, math.ceil(math.ceil(len(row) / count) / multiple) * multiple)
         return [
-            list(zip(places[first : first + length], places, strict=False))
-            for first in range(0, len(row), length)
+            list(zip(places[first : first + size], places, strict=False))
+            for first in range(0, len(row), size)
         ]
     kept = places[:length]
     if len(row) > length and row[-1] in closing:
