@@ -12,6 +12,7 @@ _TABLES = {
     "losses": Lazy("hf_tfopt.losses:LOSSES"),
     "objectives": Lazy("hf_tfopt.objectives:OBJECTIVES"),
     "collators": Lazy("hf_tfopt.data:COLLATORS"),
+    "samplers": Lazy("hf_tfopt.data:SAMPLERS"),
     "surgeries": Lazy("hf_tfopt.surgery:SURGERIES"),
     "schedules": Lazy("hf_tfopt.schedules:SCHEDULES"),
 }

@@ -1,10 +1,7 @@
 """What a model makes of every example of a dataset: its loss, one by one, kept on disk."""
 
-import hashlib
 import inspect
-import json
 import logging
-import os
 import random
 from collections.abc import Generator, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -12,19 +9,16 @@ from copy import deepcopy
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import datasets
 import numpy as np
 import torch
 from accelerate.utils import extract_model_from_parallel
 from datasets.utils import tqdm
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.trainer_utils import unwrap_peft_model
 
 from hf_tfopt.data.row_lengths import IDS
-from hf_tfopt.data.rows import ArrowRows
 from hf_tfopt.losses.head import labelled_positions
 from hf_tfopt.losses.linear_head import CHUNK_BYTES
 from hf_tfopt.losses.reduction import IGNORE_INDEX, combine
@@ -32,16 +26,14 @@ from hf_tfopt.objectives.automatic import automatic
 from hf_tfopt.objectives.base import Objective
 from hf_tfopt.objectives.cached_rows import Collator
 from hf_tfopt.objectives.classification import Classification
+from hf_tfopt.objectives.kept_losses import Floats, facts_of, keep, kept
 from hf_tfopt.objectives.language_modeling import LanguageModeling
 from hf_tfopt.objectives.teacher import Teacher
-from hf_tfopt.objectives.teacher_cache import digest, model_facts
 from hf_tfopt.registry import check_name
 
 logger = logging.getLogger(__name__)
 
-LOSSES = "losses.npz"
 REDUCTIONS = ("mean", "sum")
-Floats = NDArray[np.float64]
 
 
 def example_losses(
@@ -97,8 +89,8 @@ def example_losses(
         torch.manual_seed(0)
         batches = _batches(_without_text(dataset), collator, batch_size)
         first = next(batches)
-        settings = {} if cache is None else _settings(model, dataset, first[1], options)
-        if cache is not None and (known := _known(Path(cache), settings)) is not None:
+        settings = {} if cache is None else facts_of(model, dataset, first[1], options)
+        if cache is not None and (known := kept(Path(cache), settings)) is not None:
             return known
         scorer = _Scorer(model, first[1], reduction, _unused(model, dataset))
         found: list[Floats] = []
@@ -109,7 +101,7 @@ def example_losses(
     losses = np.concatenate(found)
     _check_losses(losses, scorer.num_unlabelled)
     if cache is not None:
-        _write(Path(cache), settings, losses)
+        keep(Path(cache), settings, losses)
     return losses
 
 
@@ -265,59 +257,6 @@ def _as_float32(model: nn.Module) -> None:
     for tensor in chain(model.parameters(), model.buffers()):
         if tensor.dtype in (torch.bfloat16, torch.float16):
             tensor.data = tensor.data.float()
-
-
-def _settings(
-    model: Any, dataset: Any, batch: Mapping[str, Any], options: dict[str, Any]
-) -> dict[str, Any]:
-    """What the losses are a function of."""
-    table = dataset.dataset if isinstance(dataset, ArrowRows) else dataset
-    if not isinstance(table, datasets.Dataset):
-        raise ValueError(
-            f"the dataset is of type {type(table).__name__} and has no fingerprint to know it by; "
-            "give a datasets.Dataset, or no cache"
-        )
-    known: Any = table
-    return {
-        "model": digest(model_facts(model)),
-        "dataset": known._fingerprint,
-        "batch": digest(_digests(batch)),
-        "num_rows": len(dataset),
-        **options,
-    }
-
-
-def _digests(batch: Mapping[str, Any]) -> Iterator[str]:
-    for name in sorted(batch):
-        value = batch[name]
-        if isinstance(value, Tensor):
-            raw: Any = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            yield f"{name} {tuple(value.shape)} {hashlib.sha256(raw).hexdigest()}"
-
-
-def _known(folder: Path, settings: Mapping[str, Any]) -> Floats | None:
-    """The losses of the folder; None if there are none yet."""
-    if not (folder / LOSSES).is_file():
-        if folder.exists() and any(not p.name.startswith("partial-") for p in folder.iterdir()):
-            raise ValueError(f"{folder} holds something else; give the path of a new folder")
-        return None
-    with np.load(folder / LOSSES) as known:
-        losses, before = known["losses"], json.loads(str(known["settings"]))
-    differing = [name for name, value in settings.items() if before.get(name) != value]
-    if differing:
-        raise ValueError(
-            f"{folder} holds losses of another call (other {', '.join(differing)}); give another "
-            "path, or delete the folder"
-        )
-    return losses
-
-
-def _write(folder: Path, settings: dict[str, Any], losses: Floats) -> None:
-    """A file that is there whole, or not at all, also where several processes write it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"partial-{uuid4().hex}.npz"
-    np.savez(partial, losses=losses, settings=np.array(json.dumps(settings)))
-    os.replace(partial, folder / LOSSES)
 
 
 def _check_losses(losses: Floats, num_unlabelled: int) -> None:
