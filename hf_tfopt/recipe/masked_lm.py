@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any, Literal
 
+import datasets
 import torch
+from datasets.utils import is_progress_bar_enabled
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -26,6 +28,7 @@ from hf_tfopt.surgery.attention import unpadded_attention
 
 # The objectives that train on pairs of texts, and which pairs.
 PAIR_TASKS: dict[str, Literal["nsp", "sop"]] = {"mlm+nsp": "nsp", "mlm+sop": "sop"}
+_LONG = 100 << 20  # bytes of text: a minute or more of tokenizing
 _SPECIAL_IDS = ("pad", "bos", "eos", "cls", "sep", "mask")
 
 
@@ -43,7 +46,20 @@ def masked_lm_corpus(recipe: Recipe) -> Any:
 
 
 def masked_lm_rows(recipe: Recipe, documents: Any, tokenizer: Any) -> Any:
-    """Documents as the rows of batches: pairs of texts, or examples, packed if it says so."""
+    """Documents as the rows of batches: pairs of texts, or examples, packed if it says so.
+
+    Progress is shown where it takes minutes, also if `datasets` was told to show none.
+    """
+    if documents.data.nbytes < _LONG or is_progress_bar_enabled():
+        return _rows(recipe, documents, tokenizer)
+    datasets.enable_progress_bars()
+    try:
+        return _rows(recipe, documents, tokenizer)
+    finally:
+        datasets.disable_progress_bars()
+
+
+def _rows(recipe: Recipe, documents: Any, tokenizer: Any) -> Any:
     task = PAIR_TASKS.get(recipe.objective)
     if task is not None:
         return sentence_pairs(documents, tokenizer, task, recipe.max_length, seed=recipe.seed)

@@ -14,6 +14,9 @@ from transformers import AutoTokenizer
 from hf_tfopt.data import packing
 from hf_tfopt.data.packing import pack
 from hf_tfopt.data.tokenizer import tokenize, train_tokenizer
+from hf_tfopt.recipe import masked_lm
+from hf_tfopt.recipe.keys import load_recipe
+from hf_tfopt.recipe.masked_lm import masked_lm_rows
 
 NUM_EXAMPLES = 400
 
@@ -139,9 +142,9 @@ def test_a_corpus_larger_than_memory_is_packed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 200 MB of ids in a file; rows of 400 MB. What Python, numpy and Arrow hold for it stays far
-    # below: a group (a quarter of a million tokens here) in all its forms, and some numbers for
+    # below: a group (a million tokens here) in all its forms, and some numbers for
     # each of 50,000 examples.
-    monkeypatch.setattr(packing, "_TOKENS_PER_GROUP", 1 << 18)
+    monkeypatch.setattr(packing, "_TOKENS_PER_GROUP", 1 << 20)
     monkeypatch.setattr(packing, "_ROWS_PER_GROUP", 100)
     lengths = np.random.default_rng(0).integers(600, 1401, 500)
     corpus = write(tmp_path / "large.arrow", (lists(lengths, seed) for seed in range(100)))
@@ -177,6 +180,32 @@ def test_progress_is_shown_as_datasets_are_told_to(
         assert capsys.readouterr().err == ""
     finally:
         (datasets.enable_progress_bars if was_shown else datasets.disable_progress_bars)()
+
+
+def test_a_recipe_shows_progress_where_it_takes_long(
+    documents: datasets.Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = load_recipe("bert-tiny", {"max_length": "16"})
+    tokenizer = train_tokenizer(TEXTS, 80)
+    was_shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    capsys.readouterr()
+    try:
+        masked_lm_rows(recipe, documents.select(range(50)), tokenizer)
+        assert capsys.readouterr().err == ""
+        monkeypatch.setattr(masked_lm, "_LONG", 1)
+        rows = masked_lm_rows(recipe, documents, tokenizer)
+        shown = capsys.readouterr().err
+        assert "Tokenizing" in shown
+        assert "Packing" in shown
+        assert not datasets.is_progress_bar_enabled()
+        assert masked_lm_rows(recipe, again(documents), tokenizer).cache_files == rows.cache_files
+        assert "Packing" not in capsys.readouterr().err  # found on disk
+    finally:
+        if was_shown:
+            datasets.enable_progress_bars()
 
 
 # tokenizing
