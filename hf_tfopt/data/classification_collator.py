@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
@@ -203,15 +202,9 @@ class ClassificationCollator(TrainerCallback):
         if len(empty):
             raise ValueError(f"row {empty[0]} of a batch has no tokens: leave empty rows out")
         ends = batch.ids[[*batch.rows[:-1], *(batch.rows[1:] - 1)]]
-        is_padded = self._pads_alone and bool((ends == self._pad_id).any())
-        if is_padded or ("attention_mask" in rows[0] and not all(map(_is_whole, rows))):
+        if self._pads_alone and (ends == self._pad_id).any():
             raise ValueError(
-                "the rows are padded already (or masked by their attention_mask): tokenize with "
-                "padding=False"
+                "the rows are padded already (one begins or ends with the padding token): tokenize "
+                "with padding=False"
             )
         return batch
-
-
-def _is_whole(row: Any) -> bool:
-    mask: NDArray[Any] = np.asarray(row["attention_mask"])
-    return bool(mask.all())
