@@ -66,12 +66,12 @@ class RestorableStream(torch.utils.data.IterableDataset[Any]):
     def set_epoch(self, epoch: int) -> None:
         """The host's word, who counts from 0 again when a run goes on; not if it is tracked."""
         if not self.is_tracked:
-            self._number[0] = epoch
+            self._tell(epoch)
 
     def begin(self, number: int, going_on: GoingOn | None = None) -> None:
         """Track; what is read next is this pass, from where it was broken off if it was."""
         self.is_tracked = True
-        self._number[0] = number
+        self._tell(number)
         if going_on is not None:
             self._going_on = going_on
 
@@ -82,8 +82,8 @@ class RestorableStream(torch.utils.data.IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         number = int(self._number)
-        if hasattr(self.stream, "set_epoch"):
-            self.stream.set_epoch(number)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+        if get_worker_info() is not None and not isinstance(self.stream, datasets.IterableDataset):
+            self._tell(number)
         if not self.is_tracked:
             yield from self.stream
             return
@@ -96,6 +96,13 @@ class RestorableStream(torch.utils.data.IterableDataset[Any]):
             yield from self._rest(*going_on.positions[worker])
         else:
             yield from self._rows(worker)
+
+    def _tell(self, number: int) -> None:
+        """The pass, told once for all workers: those of `datasets` share it, and adding races."""
+        self._number[0] = number
+        stream: Any = self.stream
+        if hasattr(stream, "set_epoch"):
+            stream.set_epoch(number)
 
     def _sit(self, first: int) -> int:
         """Be the worker whose turn it is, as a DataLoader begins with its worker 0; its number.
