@@ -8,7 +8,7 @@ from torch import nn
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
-from hf_tfopt.data.causal_inputs import causal_inputs, numbers, targets_of
+from hf_tfopt.data.causal_inputs import causal_inputs, targets_of
 from hf_tfopt.data.columns import joined
 from hf_tfopt.data.flat_batch import FlatBatch, Rows, flatten
 from hf_tfopt.data.keyed_bits import Integers
@@ -83,8 +83,7 @@ class CausalLMCollator(TrainerCallback):
 
     def __call__(self, rows: Rows) -> dict[str, Any]:
         """The batch of these rows."""
-        is_packed = _is_packed(rows)
-        _check_unpadded(rows)
+        is_packed = "position_ids" in rows[0]
         batch = flatten(rows, is_packed, self._num_ids)
         targets = targets_of(rows, batch, self.labels, self._num_ids)
         if is_packed:
@@ -204,24 +203,6 @@ def _unwrapped(model: Any) -> Any:
     while isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
         model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
     return model
-
-
-def _is_packed(rows: Rows) -> bool:
-    is_packed = "position_ids" in rows[0]
-    if any(("position_ids" in row) != is_packed for row in rows):
-        raise ValueError(
-            "some rows of this batch have position_ids, which mark packed rows, and others have "
-            "none: pack all datasets of a mixture, or none"
-        )
-    return is_packed
-
-
-def _check_unpadded(rows: Rows) -> None:
-    if "attention_mask" in rows[0] and not numbers(rows, "attention_mask")[0].all():
-        raise ValueError(
-            "the rows are padded (zeros in 'attention_mask'): tokenize with padding=False, batches "
-            "are padded here"
-        )
 
 
 def _documents(rows: Sequence[Documents]) -> tuple[FlatBatch, Integers]:

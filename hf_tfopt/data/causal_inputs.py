@@ -36,7 +36,7 @@ def _own_labels(rows: Rows, batch: FlatBatch, name: str | None, num_ids: int) ->
     if name is None or not any(name in row for row in rows):
         return batch.ids.copy()
     if all(name in row for row in rows):
-        labels, bounds = numbers(rows, name)
+        labels, bounds = _numbers(rows, name)
     else:  # a mixture of tasks
         chosen = [row[name if name in row else "input_ids"] for row in rows]
         labels, bounds = joined([np.asarray(values, dtype=np.int64) for values in chosen])
@@ -54,12 +54,8 @@ def _own_labels(rows: Rows, batch: FlatBatch, name: str | None, num_ids: int) ->
     return labels
 
 
-def numbers(rows: Rows, name: str) -> tuple[Integers, Integers]:
-    """One column of lists of all rows, and where each begins, and the end of the last.
-
-    Raises:
-        ValueError: rows with something else than a list there.
-    """
+def _numbers(rows: Rows, name: str) -> tuple[Integers, Integers]:
+    """One column of lists of all rows, and where each begins, and the end of the last."""
     source = one_source(rows)
     if source is not None and isinstance(column := source[0][name], Lists):
         return column.flat(source[1])

@@ -60,6 +60,9 @@ def row_lists(rows: Rows) -> RowLists:
         found = {name: column for name in names if isinstance(column := columns[name], Lists)}
         if len(found) == len(names):
             return RowLists(found, source[1])
+    for name in LIST_COLUMNS:  # of a mixture, the first row may be the one without
+        if name not in names and any(name in row for row in rows):
+            raise ValueError(f"row 0 of a batch has no {name}, and others have")
     made = {name: Lists.of_rows(_lists(rows, name)) for name in names}
     return RowLists(made, array("q", range(len(rows))))
 

@@ -317,11 +317,11 @@ def test_an_attention_that_cannot_be_tried_out_here() -> None:
 BAD: dict[str, tuple[list[dict[str, Any]], str]] = {
     "padded": (
         [{"input_ids": [5, 6, 0], "attention_mask": [1, 1, 0]}],
-        "rows are padded .* padding=False",
+        "tokenize with padding=False",
     ),
     "some packed": (
         [{"input_ids": [5, 6]}, {"input_ids": [5], "position_ids": [0]}],
-        "pack all datasets of a mixture, or none",
+        "row 0 of a batch has no position_ids",
     ),
     "a class as labels": ([{"input_ids": [5, 6], "labels": 1}], "not one number for each token"),
     "labels of other tokens": ([{"input_ids": [5, 6], "labels": [5]}], r"\[1\] labels for \[2\]"),

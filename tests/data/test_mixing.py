@@ -155,6 +155,15 @@ def test_rows_in_arrow_stay_there_and_make_the_same_batches() -> None:
     assert [row["input_ids"].tolist() for row in again] == [row["input_ids"] for row in lists]
 
 
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_a_collator_is_not_given_some_packed_rows(order: list[int]) -> None:
+    """Whichever comes first: else the other's documents would become one, unnoticed."""
+    packed = {"input_ids": [2, 7, 3, 2, 8, 3], "position_ids": [0, 1, 2, 0, 1, 2]}
+    mixed = mix({"a": [packed], "b": [{"input_ids": [2, 7, 3]}]})
+    with pytest.raises(ValueError, match=r"row \d of a batch has no position_ids, and others have"):
+        MaskedLMCollator(make_tokenizer())(mixed.__getitems__(order))
+
+
 def test_a_mixture_in_a_mixture_hears_of_the_epochs() -> None:
     inner = mixture({"a": 40}, num_rows=8)
     outer = mix({"inner": inner, "b": rows("b", 4)})
