@@ -115,7 +115,7 @@ def pack(
     which is all that `segment_lengths` needs to find them again.
 
     Groups of consecutive examples, some four million tokens each, are packed one by one, so that a
-    corpus larger than memory can be: what is held is a group, and 8 bytes for each example. Within
+    corpus larger than memory can be: what is held is a group, and some numbers for each example. Within
     a group the order of the rows is random but fixed by `seed`, since the order of packing goes
     with length.
 
