@@ -115,9 +115,9 @@ def pack(
     which is all that `segment_lengths` needs to find them again.
 
     Groups of consecutive examples, some four million tokens each, are packed one by one, so that a
-    corpus larger than memory can be: what is held is a group, and some numbers for each example. Within
-    a group the order of the rows is random but fixed by `seed`, since the order of packing goes
-    with length.
+    corpus larger than memory can be: what is held is a group, and some numbers for each example.
+    Within a group the order of the rows is random but fixed by `seed`, since the order of packing
+    goes with length.
 
     As with `Dataset.map`, the rows of a dataset on disk are written next to its file and are found
     there by the next call with the same dataset and options, in this process or another; those of
