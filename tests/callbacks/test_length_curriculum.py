@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer
 import hf_tfopt as tfo
 from hf_tfopt.data.curriculum import CutRule, cut_rows, packed_examples
 from tests.callbacks.runs import history_of, trainer_with, weights_of
-from tests.data.test_collators import examples, make_model, make_tokenizer
+from tests.data.test_collators import NUM_IDS, examples, make_model, make_tokenizer
 from tests.invariants.cases import Columns
 from tests.models import NO_DROPOUT, SIZES, batch_for, tiny
 from tests.test_trainer import arguments, losses
@@ -224,8 +224,9 @@ def test_shorter_batches_are_the_same_objects(tmp_path: Path) -> None:
     assert kept == [True] * 4
 
 
-def classifier() -> Any:
-    return BertForSequenceClassification(BertConfig(**SIZES, **NO_DROPOUT, num_labels=2))
+def classifier(**sizes: int) -> Any:
+    config = BertConfig(**SIZES | sizes, **NO_DROPOUT, num_labels=2)
+    return BertForSequenceClassification(config)
 
 
 def test_labels_of_rows_stay_and_are_refused_where_rows_become_several(tmp_path: Path) -> None:
@@ -235,6 +236,29 @@ def test_labels_of_rows_stay_and_are_refused_where_rows_become_several(tmp_path:
     with pytest.raises(ValueError, match=r"labels have shape \(4,\).*mode='truncate'"):
         curriculum = tfo.LengthCurriculum(8, 3, end=12, mode="reshape")
         train(tmp_path, classifier(), batch, [curriculum])
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "unpadded"])
+def test_classified_examples_are_the_same_packed_and_padded(
+    implementation: str, tmp_path: Path
+) -> None:
+    rows = examples(24).add_column("labels", [number % 2 for number in range(24)])
+    found = []
+    for is_packed in (False, True):
+        torch.manual_seed(0)
+        model = classifier(vocab_size=NUM_IDS)
+        if is_packed and implementation == "unpadded":
+            tfo.unpadded_attention(model)
+        trainer = tfo.TfoptTrainer(
+            tfo.packed_classification(model) if is_packed else model,
+            arguments(tmp_path, gradient_accumulation_steps=2),
+            data_collator=tfo.ClassificationCollator(make_tokenizer(), is_packed=is_packed),
+            train_dataset=rows,
+            curriculum=tfo.LengthCurriculum(8, 3),
+        )
+        trainer.train()
+        found.append(losses(trainer))
+    assert found[0] == pytest.approx(found[1], abs=1e-6)  # float32, kernels add in other orders
 
 
 def with_(**columns: Callable[[dict[str, torch.Tensor]], torch.Tensor]) -> dict[str, torch.Tensor]:
