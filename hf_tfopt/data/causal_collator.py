@@ -27,8 +27,8 @@ class CausalLMCollator(TrainerCallback):
 
     Rows are dicts (`datasets.Dataset`) or `ArrowRows` with `input_ids`, without padding; `labels`
     of their own are used if they are there (-100: not a target, such as a prompt; packing takes
-    them along with `columns=["labels"]`), and `position_ids` mark packed rows (`tfo.pack`). The
-    batch suits the model it is bound to:
+    them along), and `position_ids` mark packed rows (`tfo.pack`). The batch suits the model it is
+    bound to:
 
     | rows | attention | batch |
     |---|---|---|

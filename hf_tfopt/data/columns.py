@@ -13,6 +13,8 @@ from hf_tfopt.native.build import address, library
 
 # The one column with holes: what `tokenizer(...).word_ids()` gives special tokens is None.
 WORD_IDS, NO_WORD = "word_ids", -1
+# Columns beside the tokens' ids that, as lists, have one value for each.
+PER_TOKEN = ("token_type_ids", WORD_IDS, "labels")
 
 
 class Column(Protocol):

@@ -13,7 +13,7 @@ import pyarrow as pa
 from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 
-from hf_tfopt.data.columns import WORD_IDS
+from hf_tfopt.data.columns import PER_TOKEN
 from hf_tfopt.data.packed_table import (
     ATTENTION_MASK,
     INPUT_IDS,
@@ -105,7 +105,7 @@ def pack(
     max_length: int,
     *,
     seed: int = 0,
-    columns: Sequence[str] = ("token_type_ids", WORD_IDS),
+    columns: Sequence[str] | None = None,
     num_proc: int | None = None,
     keep_in_memory: bool = False,
 ) -> datasets.Dataset:
@@ -127,8 +127,8 @@ def pack(
         dataset: tokenized examples: a column `input_ids` of lists.
         max_length: tokens of a row, at least the length of the longest example.
         seed: of the order of the rows.
-        columns: further columns with one number per token to take along, where the dataset has
-            them; all others are left behind.
+        columns: further columns with one number per token to take along; all others are left
+            behind. None: token_type_ids, word_ids and labels, those that the dataset has as lists.
         num_proc: processes that pack groups; with any number the rows are the same.
         keep_in_memory: write nothing to disk.
 
@@ -143,7 +143,7 @@ def pack(
     """
     lengths = _token_counts(dataset)
     _check_lengths(lengths, max_length)
-    names = [INPUT_IDS, *(name for name in columns if name in dataset.column_names)]
+    names = [INPUT_IDS, *_further(dataset, columns)]
     given: Any = dataset  # what datasets keeps of a dataset's origin is not public
     # The number stands for how rows are made: a file made otherwise must not be found.
     origin = Hasher.hash(("pack 2", given._fingerprint, max_length, seed, names))
@@ -195,12 +195,20 @@ def _pack_group(
     return packed_table(examples, [rows[row] for row in order], numbers)
 
 
+def _further(dataset: datasets.Dataset, columns: Sequence[str] | None) -> list[str]:
+    schema = dataset.features.arrow_schema
+    if columns is not None:
+        return [name for name in columns if name in schema.names]
+    known = [name for name in PER_TOKEN if name in schema.names]
+    return [name for name in known if pa.types.is_nested(schema.field(name).type)]
+
+
 def _token_counts(dataset: Any) -> NDArray[np.int64]:
     """Of each example; raises ValueError for a dataset that has none."""
     if not isinstance(dataset, datasets.Dataset):
         raise ValueError(
-            f"pack takes one datasets.Dataset, not a {type(dataset).__name__}: "
-            "pack each split by itself, for instance pack(splits['train'], max_length)"
+            f"pack takes one datasets.Dataset, not a {type(dataset).__name__}: pack each split by "
+            "itself, for instance pack(splits['train'], max_length), and a stream with pack_stream"
         )
     if INPUT_IDS not in dataset.column_names:
         raise ValueError(

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_tfopt.data.columns import NO_WORD, WORD_IDS
+from hf_tfopt.data.columns import NO_WORD, PER_TOKEN, WORD_IDS
 from hf_tfopt.data.keyed_bits import shuffled
 from hf_tfopt.data.packing import best_fit
 from hf_tfopt.registry import nearest
@@ -20,7 +20,7 @@ def pack_stream(
     *,
     buffer: int = 1000,
     seed: int = 0,
-    columns: Sequence[str] = ("token_type_ids", WORD_IDS),
+    columns: Sequence[str] | None = None,
 ) -> datasets.IterableDataset:
     """Put whole examples of a stream into rows of up to `max_length` tokens.
 
@@ -38,8 +38,8 @@ def pack_stream(
         max_length: tokens of a row, at least the length of the longest example.
         buffer: examples that are packed together.
         seed: of the order of a buffer's rows.
-        columns: further columns with one number per token to take along, where the stream has
-            them; all others are left behind.
+        columns: further columns with one number per token to take along; all others are left
+            behind. None: token_type_ids, word_ids and labels, those that the stream has as lists.
 
     Returns:
         A stream of rows with `input_ids`, `position_ids` (int32) and `columns`, as numpy arrays.
@@ -54,6 +54,7 @@ def pack_stream(
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
     names = _column_names(stream)
+    further = _listed(stream, names) if columns is None else columns
     return stream.with_format(None).map(
         pack_examples,
         batched=True,
@@ -62,7 +63,7 @@ def pack_stream(
         fn_kwargs={
             "max_length": max_length,
             "seed": seed,
-            "columns": [name for name in columns if name in names],
+            "columns": [name for name in further if name in names],
         },
     )
 
@@ -82,6 +83,13 @@ def _column_names(stream: Any) -> list[str]:
             f"packing; columns: {', '.join(names)}"
         )
     return names
+
+
+def _listed(stream: datasets.IterableDataset, names: Sequence[str]) -> list[str]:
+    known = [name for name in PER_TOKEN if name in names]
+    example: Mapping[str, Any] = next(iter(stream), {}) if "labels" in known else {}
+    is_listed = np.ndim(example.get("labels", 0)) == 1
+    return known if is_listed else [name for name in known if name != "labels"]
 
 
 def pack_examples(

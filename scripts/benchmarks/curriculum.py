@@ -77,7 +77,7 @@ def num_steps(side: str, sizes: Any, options: argparse.Namespace) -> int:
 def run(side: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The curve of one training: [step, seconds, held-out loss]."""
     import torch
-    from transformers import TrainerCallback, set_seed
+    from transformers import PrinterCallback, TrainerCallback, set_seed
 
     import hf_tfopt as tfo
     from hf_tfopt.recipe.host_arguments import run_optimizer, run_schedule, training_arguments
@@ -127,6 +127,7 @@ def run(side: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
                 curve.append([step, self.seconds, loss])
             self.begun = time.perf_counter()
 
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Clock())
     trainer.train()
     print(f"{side}, seed {seed}: {curve[-1]}", flush=True)

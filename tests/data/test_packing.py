@@ -106,6 +106,14 @@ def test_columns_by_token_go_along_and_others_stay_behind() -> None:
     assert pack(dataset, 8, columns=()).column_names == ["input_ids", "position_ids"]
 
 
+def test_labels_go_along_where_they_are_of_tokens() -> None:
+    lengths = np.array([3, 5, 2, 4])
+    labels = [[-100, *range(n - 1)] for n in lengths]
+    rows = pack(examples(lengths, labels=labels), 8)
+    assert unpacked(rows, "labels") == sorted(map(tuple, labels))
+    assert "labels" not in pack(examples(lengths, labels=[0, 1, 0, 1]), 8).column_names
+
+
 def test_a_selection_a_shuffle_and_many_chunks_are_honoured() -> None:
     dataset = examples(realistic_lengths(300, longest=60))
     parts = [dataset.select(range(0, 100)), dataset.select(range(200, 300))]

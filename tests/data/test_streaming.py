@@ -123,6 +123,15 @@ def test_any_format_of_the_stream(format_: str | None) -> None:
     assert comparable(rows) == comparable(list(tfo.pack_stream(stream, 64)))
 
 
+def test_labels_go_along_where_they_are_of_tokens() -> None:
+    dataset = examples(10)
+    labels = [[-100, *row[1:]] for row in dataset["input_ids"]]
+    rows = list(tfo.pack_stream(stream_of(dataset.add_column("labels", labels)), 64))
+    assert sum((row["labels"] == -100).sum() for row in rows) == 10
+    whole = list(tfo.pack_stream(stream_of(dataset.add_column("labels", [1] * 10)), 64))
+    assert "labels" not in whole[0]
+
+
 def columns(**lists: list[Any]) -> datasets.IterableDataset:
     return stream_of(datasets.Dataset.from_dict(lists), 1)
 
