@@ -26,6 +26,7 @@ CALLBACKS = Registry(
         "length_curriculum": Lazy("hf_tfopt.callbacks.length_curriculum:LengthCurriculum"),
         "live_log": Lazy("hf_tfopt.callbacks.live_log:LiveLog"),
         "loss_scale_monitor": Lazy("hf_tfopt.callbacks.loss_scale:LossScaleMonitor"),
+        "masking_schedule": Lazy("hf_tfopt.callbacks.masking_schedule:MaskingSchedule"),
         "noise_scale": Lazy("hf_tfopt.callbacks.noise_scale:NoiseScale"),
         "percentile_clipping": Lazy("hf_tfopt.callbacks.adaptive_clipping:PercentileClipping"),
         "stability_guard": Lazy("hf_tfopt.callbacks.stability:StabilityGuard"),

@@ -1,42 +1,15 @@
 """Dropout rates that rise or fall over the run."""
 
 import logging
-import math
 
 from hf_tfopt.callbacks.base import Intervention
+from hf_tfopt.callbacks.ramp import SHAPES, check_ramp, ramp
 from hf_tfopt.callbacks.training import Scalars, Training
 from hf_tfopt.optimizers.checks import check_not_negative, check_share
 from hf_tfopt.registry import check_name
 from hf_tfopt.surgery.dropout import DropoutSite, dropout_sites
 
 logger = logging.getLogger(__name__)
-
-SHAPES = ("linear", "cosine")
-
-
-def dropout_multiplier(
-    share: float, first: float, last: float, start: float, end: float, shape: str
-) -> float:
-    """What the rates are multiplied by: `first` until `start`, `last` from `end` on.
-
-    Between, with t = (share - start) / (end - start): first + (last - first) · t, or of a cosine
-    first + (last - first) · (1 - cos(π t)) / 2.
-
-    Args:
-        share: of the run, in [0, 1].
-        first: the multiplier at first.
-        last: the multiplier in the end.
-        start: the share of the run at which the change begins.
-        end: at which it is complete.
-        shape: one of `SHAPES`.
-    """
-    if share >= end:
-        return last
-    if share <= start:
-        return first
-    part = (share - start) / (end - start)
-    part = part if shape == "linear" else (1 - math.cos(math.pi * part)) / 2
-    return first + (last - first) * part
 
 
 class DropoutSchedule(Intervention):
@@ -81,12 +54,9 @@ class DropoutSchedule(Intervention):
         rate: float | None = None,
     ):
         super().__init__()
-        for name, value in {"first": first, "last": last, "start": start, "end": end}.items():
+        for name, value in {"first": first, "last": last}.items():
             check_not_negative(name, value)
-        if not start <= end <= 1:
-            raise ValueError(
-                f"start={start} and end={end} are shares of the run: 0 <= start <= end <= 1"
-            )
+        check_ramp(start, end)
         if first == last:
             raise ValueError(
                 f"first and last are both {first}: nothing would change; to set rates once use "
@@ -122,9 +92,7 @@ class DropoutSchedule(Intervention):
     def before_step(self, training: Training) -> None:
         """The rates of this step."""
         share = training.state.global_step / max(1, training.state.max_steps)
-        multiplier = dropout_multiplier(
-            share, self.first, self.last, self.start, self.end, self.shape
-        )
+        multiplier = ramp(share, self.first, self.last, self.start, self.end, self.shape)
         for site, own in self._sites:
             site.set(self._base(own) * multiplier)
 

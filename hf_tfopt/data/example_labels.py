@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_tfopt.data.batch_form import IGNORED
+
 LABEL_NAMES = ("labels", "label", "label_ids")
-IGNORED = -100  # the label that every loss of the host leaves out
 
 
 class Labels(NamedTuple):

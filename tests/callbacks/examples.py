@@ -26,6 +26,7 @@ EXAMPLES: dict[str, Callable[[], TrainerCallback]] = {
     "weight_monitor": lambda: tfo.WeightMonitor(every=1),
     "group_rates": lambda: tfo.GroupRates(),
     "length_curriculum": lambda: tfo.LengthCurriculum(4, 3, end=12, multiple=4),
+    "masking_schedule": lambda: tfo.MaskingSchedule(0.3, 0.1, probability=0.3),
     "live_log": lambda: tfo.LiveLog(),
     "memory_monitor": lambda: tfo.MemoryMonitor(every=1),
     "throughput_monitor": lambda: tfo.ThroughputMonitor(peak_flops=1e12, num_warmup_steps=0),
@@ -42,6 +43,6 @@ EXAMPLES: dict[str, Callable[[], TrainerCallback]] = {
 # Callbacks of the host's own kind, whose tests are their own.
 PLAIN = {"dataset_epochs", "evaluation_weights"}
 # What they do is not for the callbacks of a stock Trainer; they say so before the first step.
-JOINED = {"length_curriculum"}
+JOINED = {"length_curriculum", "masking_schedule"}
 # Without fp16 it has nothing to log.
 SILENT = {"loss_scale_monitor"}

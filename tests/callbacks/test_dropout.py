@@ -9,7 +9,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, TrainerCallback
 
 import hf_tfopt as tfo
-from hf_tfopt.callbacks.dropout import dropout_multiplier
+from hf_tfopt.callbacks.ramp import ramp
 from hf_tfopt.surgery.dropout import dropout_sites
 from tests.callbacks.runs import history_of, trainer_with, weights_of
 from tests.models import SIZES
@@ -35,7 +35,7 @@ class Rates(TrainerCallback):
 
 def test_the_multiplier() -> None:
     def values(*numbers: float, shape: str = "linear") -> list[float]:
-        return [dropout_multiplier(share / 4, *numbers, shape) for share in range(5)]
+        return [ramp(share / 4, *numbers, shape) for share in range(5)]
 
     assert values(1, 0, 0, 1) == [1, 0.75, 0.5, 0.25, 0]
     assert values(1, 0, 0.25, 0.75) == [1, 1, 0.5, 0, 0]
