@@ -11,7 +11,7 @@ from hf_tfopt.data.batch_form import Filled, Form, Size
 from hf_tfopt.data.columns import WORD_IDS, ColumnView
 from hf_tfopt.data.flat_batch import ATTENTION_MASK, RowLists
 from hf_tfopt.data.keyed_bits import Integers, content_weights, moment, to_lane
-from hf_tfopt.data.masking_rule import MaskingRule, span_tables
+from hf_tfopt.data.masking_rule import MaskingRule, SpanTables, span_tables
 from hf_tfopt.data.words import WordTables
 from hf_tfopt.native.build import address, library
 
@@ -93,7 +93,8 @@ class MaskingKernel:
 
     def __init__(self, rule: MaskingRule, words: WordTables | None):
         self.rule, self.words = rule, words
-        self._settings: dict[float, _Batch] = {}
+        # the tables beside the batch that has their addresses, and nothing else of them
+        self._settings: dict[float, tuple[_Batch, SpanTables | None]] = {}
 
     def __reduce__(self) -> Any:
         """Without addresses, which another process cannot use."""
@@ -106,36 +107,38 @@ class MaskingKernel:
         compiled = library("masked_batch")
         if compiled is None:
             return None
-        batch = _Batch.from_buffer_copy(self._for_rate(probability))
+        setting, spans = self._for_rate(probability)
+        batch = _Batch.from_buffer_copy(setting)
         for name, column in lists.columns.items():
             if column.view is None:
                 return None
             setattr(batch, _FIELDS[name], column.view)
         batch.rows, batch.num_rows = lists.rows.buffer_info()
         batch.moment = moment(seed, epoch)
-        return KernelBatch(compiled, batch, lists)
+        return KernelBatch(compiled, batch, lists, spans)
 
-    def _for_rate(self, probability: float) -> _Batch:
+    def _for_rate(self, probability: float) -> tuple[_Batch, SpanTables | None]:
         found = self._settings.get(probability)
         if found is None:
             if len(self._settings) == NUM_KEPT:
                 self._settings.clear()
-            found = self._settings[probability] = _Batch(
-                rule=_rule(self.rule, probability),
-                words=_words(self.words),
-                num_ids=len(self.rule.maskable),
-            )
+            spans = span_tables(probability) if self.rule.unit == "span" else None
+            rule, words = _rule(self.rule, probability, spans), _words(self.words)
+            batch = _Batch(rule=rule, words=words, num_ids=len(self.rule.maskable))
+            found = self._settings[probability] = batch, spans
         return found
 
 
 class KernelBatch:
     """A batch that the library fills: first the size of its rows is known, then their tensors."""
 
-    def __init__(self, compiled: ctypes.CDLL, batch: _Batch, lists: RowLists):
+    def __init__(
+        self, compiled: ctypes.CDLL, batch: _Batch, lists: RowLists, spans: SpanTables | None
+    ):
         compiled.tfopt_measure_batch(ctypes.byref(batch))
         self.size = Size(batch.num_rows, batch.num_tokens, batch.longest)
         self._compiled, self._batch = compiled, batch
-        self._lists = lists  # their buffers are read by address
+        self._lists, self._spans = lists, spans  # their buffers are read by address
 
     def fill(self, form: Form, wants_keys: bool) -> Filled | None:
         """The tensors; None if something is wrong with the rows, which `flat_lists` tells."""
@@ -173,8 +176,7 @@ def _array(batch: _Batch, name: str, size: int) -> Integers:
     return values
 
 
-def _rule(rule: MaskingRule, probability: float) -> _Rule:
-    spans = span_tables(probability) if rule.unit == "span" else None
+def _rule(rule: MaskingRule, probability: float, spans: SpanTables | None) -> _Rule:
     return _Rule(
         address(rule.maskable, "?"),
         address(rule.replacements, "i8"),

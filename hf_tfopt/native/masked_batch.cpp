@@ -205,9 +205,6 @@ inline void emit(const Example& x, int64_t unit, uint64_t fate, const Rule& rule
   }
 }
 
-// A fate is lane * scale: the lanes whose fate is below a limit.
-inline uint32_t lane_limit(uint64_t limit, uint64_t scale) { return (limit + scale - 1) / scale; }
-
 struct Limits {  // by lane, as a fate is lane * scale
   uint64_t scale;
   uint32_t chosen, masked, changed;

@@ -1,5 +1,7 @@
 """A masked batch is the same to the last bit with the compiled form and with arrays."""
 
+import gc
+import weakref
 from itertools import pairwise
 from typing import Any
 
@@ -9,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from hf_tfopt.data.masking_rule import UNITS
+from hf_tfopt.data.masking_rule import UNITS, span_tables
 from hf_tfopt.data.packing import pack
 from hf_tfopt.data.rows import ArrowRows
 from hf_tfopt.native.build import SWITCH, find_compiler, library
@@ -175,3 +177,18 @@ def test_words_that_carry_on_a_character_do_not_look_into_the_example_before(
     assert_equal(arrays, compiled)
     for row, labels in zip(rows, compiled["labels"], strict=True):
         assert torch.equal(collator([row])["labels"][0], labels)
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
+def test_tables_read_by_address_live_as_long_as_the_collator() -> None:
+    """Others' rates drive them out of the cache that all collators share."""
+    span_tables.cache_clear()
+    collator = make_collator(make_tokenizer(), "span", 0.15)
+    rows = [{"input_ids": [2, *[9] * 40, 3]}]
+    first = collator(rows)
+    table = weakref.ref(span_tables(0.15).lengths)
+    for percent in range(20, 40):
+        span_tables(percent / 100)
+    gc.collect()
+    assert table() is not None
+    assert_equal(collator(rows), first)
