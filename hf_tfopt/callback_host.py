@@ -46,6 +46,13 @@ class HostsCallbacks(Trainer):
             return batches, num_items
         return wanted, self._get_num_items_in_batch(wanted, device)
 
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's, always in epoch 0: one with persistent workers is kept, and counts."""
+        loader = super().get_eval_dataloader(*args, **kwargs)
+        if hasattr(loader, "iteration"):  # which accelerate tells the dataset
+            loader.iteration = 0
+        return loader
+
     # private in the host (5.23, trainer.py:1071), which has no slot for samplers
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         plan = self.batch_plan

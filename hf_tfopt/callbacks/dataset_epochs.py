@@ -1,10 +1,11 @@
 """A training dataset and its batches, which may be others in every epoch, are told the epoch."""
 
-import math
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_tfopt.data.epoch_clock import EpochCount
 
 
 class DatasetEpochs(TrainerCallback):
@@ -15,8 +16,8 @@ class DatasetEpochs(TrainerCallback):
     `TfoptTrainer` adds this callback by itself; give it to another Trainer that trains on a
     `tfo.mix(...)`.
 
-    Where an epoch ends early (a stream, whose length the host takes to be `max_steps`), the host's
-    `state.epoch` stays a fraction of it for all that follow: it is made the number of the next.
+    An evaluation tells a dataset another epoch, be it the one that is trained on: it is told that
+    of the training again afterwards. (Workers that read ahead meanwhile may have heard the other.)
 
     Workers that live on (`dataloader_persistent_workers`) get their seed from a generator of their
     own: drawn from the one that dropout uses, it would be drawn once in a run and once more in a
@@ -24,6 +25,9 @@ class DatasetEpochs(TrainerCallback):
 
     Paper: none.
     """
+
+    def __init__(self) -> None:
+        self._count = EpochCount()
 
     def on_train_begin(
         self,
@@ -34,6 +38,7 @@ class DatasetEpochs(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Give the training DataLoader a generator of its own, where that matters."""
+        self._count.start(args, state, train_dataloader)
         # accelerate wraps the DataLoader, and setting an attribute does not reach the one inside
         loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
         if args.dataloader_persistent_workers and loader is not None:
@@ -48,18 +53,28 @@ class DatasetEpochs(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Tell the epoch that begins, or that a resumed run goes on with."""
-        told: list[Any] = [getattr(train_dataloader, "dataset", None)]
-        sampler = getattr(train_dataloader, "batch_sampler", None)
+        self._count.begin_epoch()
+        self._tell(train_dataloader)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Tell the epoch again: the dataset may be what was evaluated."""
+        self._tell(train_dataloader)
+
+    on_predict = on_evaluate
+
+    def _tell(self, loader: Any) -> None:
+        told: list[Any] = [getattr(loader, "dataset", None)]
+        sampler = getattr(loader, "batch_sampler", None)
         while sampler is not None:  # accelerate's own are around it
             told.append(sampler)
             sampler = getattr(sampler, "batch_sampler", None)
         for each in told:
             if hasattr(each, "set_epoch"):
-                each.set_epoch(int(state.epoch or 0))
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Count an epoch that ended early as one."""
-        if not control.should_training_stop:
-            state.epoch = float(math.ceil(state.epoch or 0))
+                each.set_epoch(self._count.now)

@@ -11,7 +11,7 @@ from transformers.training_args import TrainingArguments
 
 from hf_tfopt.data.batch_form import Filled, Form, Size, place
 from hf_tfopt.data.columns import NO_WORD
-from hf_tfopt.data.epoch_clock import EpochClock
+from hf_tfopt.data.epoch_clock import EpochClock, EpochCount
 from hf_tfopt.data.flat_batch import (
     FlatBatch,
     RowLists,
@@ -93,6 +93,7 @@ class MaskedLMCollator(TrainerCallback):
         self._kernel = MaskingKernel(self.rule, self._words)
         self._model: ModelFacts | None = None
         self._clock = EpochClock()
+        self._count = EpochCount()
         if model is not None:
             self.bind(model)
 
@@ -145,6 +146,7 @@ class MaskedLMCollator(TrainerCallback):
     ) -> None:
         """Put the training masks into the training DataLoader; evaluation keeps its own."""
         self._clock.enter_trainer()
+        self._count.start(args, state, train_dataloader)
         self.bind(model)
         # accelerate wraps the DataLoader, and setting an attribute does not reach the one inside
         loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
@@ -166,7 +168,7 @@ class MaskedLMCollator(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Set the epoch before the DataLoader's workers begin with it."""
-        self.set_epoch(int(state.epoch or 0))
+        self.set_epoch(self._count.begin_epoch())
 
     def _rate(self, epoch: int) -> float:
         rate = self.probability

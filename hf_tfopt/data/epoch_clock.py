@@ -1,6 +1,8 @@
 """The epoch of a training run, as the workers of a DataLoader need to know it."""
 
 import warnings
+from collections.abc import Sized
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +10,41 @@ import torch
 from hf_tfopt.data.keyed_bits import Words
 
 NUM_WATCHED = 16  # examples by which a second pass over the data is noticed
+
+
+class EpochCount:
+    """The number of each epoch of a training, as the host numbers them when it begins them.
+
+    `state.epoch` is a share of what the host takes an epoch to be: of a stream, whose passes end
+    before, it is no number of them, and in a checkpoint it is that of the run as it was, whose
+    epochs may have had another number of steps.
+    """
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._now = 0
+
+    @property
+    def now(self) -> int:
+        """The epoch that was begun last."""
+        return self._now
+
+    def start(self, args: Any, state: Any, loader: Any) -> None:
+        """Where a training begins, from its first step or from a checkpoint."""
+        try:
+            num_batches = len(loader) if isinstance(loader, Sized) else None
+        except TypeError:  # of a stream nobody knows
+            num_batches = None
+        if num_batches is None:
+            self._next = int(state.epoch or 0)
+        else:
+            steps = max(1, -(-num_batches // args.gradient_accumulation_steps))
+            self._next = state.global_step // steps
+
+    def begin_epoch(self) -> int:
+        """The number of the epoch that begins."""
+        self._now, self._next = self._next, self._next + 1
+        return self._now
 
 
 class EpochClock:
