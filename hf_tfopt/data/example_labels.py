@@ -39,10 +39,11 @@ def labels_of(rows: Sequence[Mapping[str, Any]], lengths: NDArray[np.int64]) -> 
         ValueError: a row without a label beside rows with one; labels that are no numbers, of
             different lengths, or as many whole numbers in a row as it has not tokens.
     """
-    name = next((name for name in LABEL_NAMES if name in rows[0]), None)
-    given = [None if name is None else row.get(name) for row in rows]
-    if all(value is None for value in given):
+    names = (n for n in LABEL_NAMES if any(row.get(n) is not None for row in rows))
+    name = next(names, None)
+    if name is None:
         return None
+    given = [row.get(name) for row in rows]
     missing = next((i for i, value in enumerate(given) if value is None), None)
     if missing is not None:
         raise ValueError(

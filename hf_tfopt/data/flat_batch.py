@@ -107,14 +107,25 @@ def flat_lists(lists: RowLists, is_packed: bool, num_ids: int) -> FlatBatch:
 
 
 def sentence_labels(rows: Rows) -> Integers | None:
-    """The label of the pair of sentences that each row is; None if the rows have none."""
-    name = next((name for name in SENTENCE_LABELS if name in rows[0]), None)
-    if name is None:
-        return None
+    """The label of the pair of sentences that each row is; None if no row has any.
+
+    Raises:
+        ValueError: a row without a label beside rows with one.
+    """
     source = one_source(rows)
+    asked = rows if source is None else rows[:1]  # rows of one table have the same columns
+    for name in SENTENCE_LABELS:
+        if any(row.get(name) is not None for row in asked):
+            break
+    else:
+        return None
     if source is not None and isinstance(column := source[0][name], Values):
         return column.take(source[1]).astype(np.int64)
-    return np.array([row[name] for row in rows], dtype=np.int64)
+    given = [row.get(name) for row in rows]
+    missing = next((number for number, value in enumerate(given) if value is None), None)
+    if missing is not None:
+        raise ValueError(f"row {missing} of a batch has no {name}, and others have")
+    return np.array(given, dtype=np.int64)
 
 
 def _check_unpadded(mask: Integers, bounds: Integers) -> None:
@@ -142,6 +153,8 @@ def _list(row: Mapping[str, Any], name: str, number: int) -> Integers:
         found = np.asarray(value)
     except (TypeError, ValueError):  # lists in the list, of different lengths
         found = None
+    if name == ATTENTION_MASK and found is not None and found.dtype.kind == "b":
+        found = found.astype(np.int8)
     if found is None or found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
         raise ValueError(
             f"row {number} of a batch has {name} of {value!r:.60}: it must be a list of whole "

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_tfopt.data.example_labels import LABEL_NAMES
 from hf_tfopt.registry import check_name
 
 IGNORE_INDEX = -100
-LABEL_NAMES = ("labels", "label", "label_ids")
 
 
 class MultitaskCollator:

@@ -188,6 +188,18 @@ def test_padded_rows_are_not_read_as_text() -> None:
         pack(rows, WIDTH)
 
 
+def test_a_mask_may_be_of_truth_values() -> None:
+    collator = masked("padded")
+    for is_seen in (True, False):
+        rows = dataset([GOOD], attention_mask=[[True] * 5 + [is_seen]])
+        for given in (list(rows), [ArrowRows(rows)[0]]):
+            if is_seen:
+                assert num_targets(collator(given))
+                continue
+            with pytest.raises(ValueError, match="padded already"):
+                collator(given)
+
+
 def test_columns_that_do_not_go_together() -> None:
     collator = masked("padded")
     row = {"input_ids": GOOD}

@@ -293,6 +293,9 @@ def test_what_labels_are() -> None:
     assert of([1.0, 0.0], np.zeros(2)) == ([[1.0, 0.0], [0.0, 0.0]], "float32", False)
     assert of([1, -100], torch.tensor([0, 2])) == ([1, -100, 0, 2], "int64", True)
     assert of(None, None) is None
+    for first in ({}, {"labels": None}):
+        with pytest.raises(ValueError, match="row 0 of a batch has no label"):
+            labels_of([first, {"label": 1}], np.array([1, 1]))
     assert labels_of([{"input_ids": [1]}], np.array([1])) is None
 
 

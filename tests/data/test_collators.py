@@ -8,10 +8,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from tokenizers import Tokenizer, models
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForPreTraining,
     DebertaV2Config,
     DebertaV2ForMaskedLM,
     DistilBertConfig,
@@ -244,6 +246,27 @@ def test_token_types_go_along_if_the_model_takes_them() -> None:
     assert flat["token_type_ids"][0].tolist() == [t for row in types for t in row]
     without = make_collator(tokenizer, model=make_model("distilbert", "sdpa"))
     assert "token_type_ids" not in batch_of(without, dataset)
+
+
+def test_a_wrapped_model_takes_what_it_takes_alone() -> None:
+    model = BertForPreTraining(BertConfig(**SIZES))
+    rows = [{"input_ids": [2, 7, 3], "token_type_ids": [0] * 3, "next_sentence_label": 1}]
+    compiled = torch.compile(model, backend="eager")
+    for wrapped in (compiled, nn.DataParallel(compiled)):
+        batch = make_collator(make_tokenizer(), model=wrapped)(rows)
+        assert {"token_type_ids", "next_sentence_label"} < set(batch)
+    model.forward = lambda *args, **kwargs: None
+    with pytest.raises(ValueError, match=r"takes args, kwargs, and no input_ids: .* a wrapper"):
+        make_collator(make_tokenizer(), model=model)
+
+
+def test_rows_of_pairs_beside_rows_without_their_label() -> None:
+    pair, single = {"input_ids": [2, 7, 3], "next_sentence_label": 1}, {"input_ids": [2, 7, 3]}
+    collator = make_collator(make_tokenizer())
+    assert collator([pair, pair])["next_sentence_label"].tolist() == [1, 1]
+    for rows in ([single, pair], [pair | {"next_sentence_label": None}, pair]):
+        with pytest.raises(ValueError, match="row 0 of a batch has no next_sentence_label"):
+            collator(rows)
 
 
 def test_word_ids_in_the_rows_win_over_the_tables() -> None:
