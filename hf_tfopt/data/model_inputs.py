@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
 from hf_tfopt.data.batch_form import IGNORED, Filled, Form, Size
@@ -14,7 +15,7 @@ from hf_tfopt.data.flat_batch import SENTENCE_LABELS
 from hf_tfopt.data.keyed_bits import Integers
 from hf_tfopt.data.segments import segment_inputs
 
-__all__ = ["IGNORED", "ModelFacts", "batch_form", "check_length", "model_inputs"]
+__all__ = ["IGNORED", "ModelFacts", "batch_form", "check_length", "model_inputs", "unwrapped"]
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,27 @@ class ModelFacts:
 
     @classmethod
     def of(cls, model: Any) -> Self:
-        """Read the facts from a `PreTrainedModel`, also inside DistributedDataParallel or PEFT."""
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
+        """Read the facts from a `PreTrainedModel`, whatever is around it (`unwrapped`, PEFT).
+
+        Raises:
+            ValueError: what its forward takes cannot be read, as something else is around it.
+        """
+        model = unwrapped(model)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's
         config, embedding = base.config, base.get_input_embeddings()
         sized = isinstance(embedding, nn.Embedding)  # its weight may be sharded: ask the module
+        arguments = frozenset(inspect.signature(base.forward).parameters)
+        if "input_ids" not in arguments:
+            raise ValueError(
+                f"the forward of {type(base).__name__} takes {', '.join(sorted(arguments))}, and no "
+                "input_ids: give the model of transformers itself, without a wrapper"
+            )
         first = _first_position(base)
         positions: int | None = getattr(config, "max_position_embeddings", None)
         return cls(
             name=type(base).__name__,
             config=config,
-            arguments=frozenset(inspect.signature(base.forward).parameters),
+            arguments=arguments,
             num_ids=embedding.num_embeddings if sized else config.vocab_size,
             first_position=first,
             num_positions=positions - first if positions and positions > 0 else None,
@@ -84,6 +94,13 @@ class ModelFacts:
             return None
         windows = {"full_attention": None, "sliding_attention": self.config.sliding_window}
         return {name: windows[name] for name in set(types)}
+
+
+def unwrapped(model: Any) -> Any:
+    """The model without compilation, DDP or FSDP around it, in any order; adapters stay."""
+    while (inner := extract_model_from_parallel(model, keep_torch_compile=False)) is not model:
+        model = inner
+    return model
 
 
 def _first_position(model: nn.Module) -> int:
