@@ -12,6 +12,16 @@ from numpy.typing import NDArray
 from hf_tfopt.data.columns import NO_WORD, WORD_IDS
 
 INPUT_IDS, POSITION_IDS, ATTENTION_MASK = "input_ids", "position_ids", "attention_mask"
+LEAVE_BEHIND = "columns=[...] names those to take along, all others are left behind"
+
+
+def refuse_packed(names: Sequence[str]) -> None:
+    """Raise ValueError for rows with position_ids, whose examples would become one."""
+    if POSITION_IDS in names:
+        raise ValueError(
+            "the examples are packed already (they have position_ids), and those of a row would "
+            "become one: pack what was packed, or take the column out"
+        )
 
 
 def list_lengths(column: pa.ChunkedArray) -> NDArray[np.int64]:
@@ -135,7 +145,7 @@ def _check_values(columns: dict[str, Any], lengths: NDArray[Any], numbers: NDArr
         if len(differs):
             raise ValueError(
                 f"column {name!r} has not one value per token of 'input_ids' "
-                f"(example {numbers[differs[0]]})"
+                f"(example {numbers[differs[0]]}); {LEAVE_BEHIND}"
             )
     ids = columns[INPUT_IDS].values.to_numpy()
     if len(ids) and ids.min() < 0:

@@ -21,6 +21,7 @@ from hf_tfopt.data.packed_table import (
     packed_features,
     packed_table,
     read_examples,
+    refuse_packed,
 )
 from hf_tfopt.data.segments import attention_inputs, segment_lengths
 from hf_tfopt.registry import nearest
@@ -128,7 +129,8 @@ def pack(
         max_length: tokens of a row, at least the length of the longest example.
         seed: of the order of the rows.
         columns: further columns with one number per token to take along; all others are left
-            behind. None: token_type_ids, word_ids and labels, those that the dataset has as lists.
+            behind. None: token_type_ids, word_ids and labels, those that the dataset has as lists,
+            of whole numbers for labels.
         num_proc: processes that pack groups; with any number the rows are the same.
         keep_in_memory: write nothing to disk.
 
@@ -137,12 +139,14 @@ def pack(
 
     Raises:
         ValueError: no examples, no column `input_ids`, something other than lists of whole numbers
-            from 0 in it, an example that is empty, padded or longer than `max_length`, a transform.
+            from 0 in it, an example that is empty, padded, longer than `max_length` or packed
+            already, a column to take along of other lengths, a transform.
 
     Paper: Krell et al. 2021, https://arxiv.org/abs/2107.02027. Differs: see `best_fit`.
     """
     lengths = _token_counts(dataset)
     _check_lengths(lengths, max_length)
+    refuse_packed(dataset.column_names)
     names = [INPUT_IDS, *_further(dataset, columns)]
     given: Any = dataset  # what datasets keeps of a dataset's origin is not public
     # The number stands for how rows are made: a file made otherwise must not be found.
@@ -199,8 +203,14 @@ def _further(dataset: datasets.Dataset, columns: Sequence[str] | None) -> list[s
     schema = dataset.features.arrow_schema
     if columns is not None:
         return [name for name in columns if name in schema.names]
-    known = [name for name in PER_TOKEN if name in schema.names]
-    return [name for name in known if pa.types.is_nested(schema.field(name).type)]
+    kinds: dict[str, Any] = {f.name: f.type for f in schema if pa.types.is_nested(f.type)}
+    known = [name for name in PER_TOKEN if name in kinds]
+    return [name for name in known if name != "labels" or _is_whole(kinds[name])]
+
+
+def _is_whole(kind: Any) -> bool:
+    """Whether these lists can be of one token's label each; not of names, nor of fractions."""
+    return pa.types.is_integer(getattr(kind, "value_type", None) or pa.null())
 
 
 def _token_counts(dataset: Any) -> NDArray[np.int64]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hf_tfopt.data.columns import NO_WORD, PER_TOKEN, WORD_IDS
 from hf_tfopt.data.keyed_bits import shuffled
+from hf_tfopt.data.packed_table import LEAVE_BEHIND, refuse_packed
 from hf_tfopt.data.packing import best_fit
 from hf_tfopt.registry import nearest
 
@@ -39,14 +40,16 @@ def pack_stream(
         buffer: examples that are packed together.
         seed: of the order of a buffer's rows.
         columns: further columns with one number per token to take along; all others are left
-            behind. None: token_type_ids, word_ids and labels, those that the stream has as lists.
+            behind. None: token_type_ids, word_ids, and labels if the first example has a list of
+            whole numbers there.
 
     Returns:
         A stream of rows with `input_ids`, `position_ids` (int32) and `columns`, as numpy arrays.
 
     Raises:
-        ValueError: not a stream, no examples, no column `input_ids`, or a number out of range; when
-            it is read: an example that is empty, padded or longer than `max_length`.
+        ValueError: not a stream, no examples, no column `input_ids`, examples that are packed
+            already, a first one with labels of None, or a number out of range; when it is read: an
+            example that is empty, padded or longer than `max_length`.
 
     Paper: Krell et al. 2021, https://arxiv.org/abs/2107.02027. Differs: see `best_fit`.
     """
@@ -54,6 +57,7 @@ def pack_stream(
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
     names = _column_names(stream)
+    refuse_packed(names)
     further = _listed(stream, names) if columns is None else columns
     return stream.with_format(None).map(
         pack_examples,
@@ -88,7 +92,13 @@ def _column_names(stream: Any) -> list[str]:
 def _listed(stream: datasets.IterableDataset, names: Sequence[str]) -> list[str]:
     known = [name for name in PER_TOKEN if name in names]
     example: Mapping[str, Any] = next(iter(stream), {}) if "labels" in known else {}
-    is_listed = np.ndim(example.get("labels", 0)) == 1
+    if "labels" in example and example["labels"] is None:
+        raise ValueError(
+            "the first example has no labels, which tells nothing of the others': "
+            f"{LEAVE_BEHIND}"
+        )
+    labels = np.asarray(example.get("labels", 0))
+    is_listed = labels.ndim == 1 and (labels.dtype.kind in "iuO" or not labels.size)
     return known if is_listed else [name for name in known if name != "labels"]
 
 
@@ -119,7 +129,9 @@ def pack_examples(
     for name in columns:
         sources[name] = [_tokens(name, example) for example in examples[name]]
         if any(len(values) != n for values, n in zip(sources[name], lengths, strict=True)):
-            raise ValueError(f"column {name!r} has not one value per token of 'input_ids'")
+            raise ValueError(
+                f"column {name!r} has not one value per token of 'input_ids'; {LEAVE_BEHIND}"
+            )
     rows = best_fit(lengths, max_length)
     order = shuffled(len(rows), seed, crc32(np.concatenate(ids).tobytes())) if rows else []
     rows = [rows[number] for number in order]
@@ -140,8 +152,9 @@ def _tokens(name: str, values: Any) -> NDArray[Any]:
     found = np.asarray(values)
     if not found.size:
         return np.empty(0, dtype=np.int64)
-    if found.ndim != 1 or (name == "input_ids" and found.dtype.kind not in "iu"):
-        raise ValueError(f"column {name!r} must hold lists of whole numbers, not {values!r:.60}")
+    kinds, allowed = ("iu", "whole numbers") if name == "input_ids" else ("biuf", "numbers")
+    if found.ndim != 1 or found.dtype.kind not in kinds:
+        raise ValueError(f"column {name!r} must hold lists of {allowed}, not {values!r:.60}")
     return found
 
 

@@ -128,8 +128,9 @@ def test_labels_go_along_where_they_are_of_tokens() -> None:
     labels = [[-100, *row[1:]] for row in dataset["input_ids"]]
     rows = list(tfo.pack_stream(stream_of(dataset.add_column("labels", labels)), 64))
     assert sum((row["labels"] == -100).sum() for row in rows) == 10
-    whole = list(tfo.pack_stream(stream_of(dataset.add_column("labels", [1] * 10)), 64))
-    assert "labels" not in whole[0]
+    for others in ([1] * 10, [[0.0, 1.0]] * 10, [["O"] * len(row) for row in labels]):
+        whole = list(tfo.pack_stream(stream_of(dataset.add_column("labels", others)), 64))
+        assert "labels" not in whole[0]
 
 
 def columns(**lists: list[Any]) -> datasets.IterableDataset:
@@ -145,7 +146,9 @@ def columns(**lists: list[Any]) -> datasets.IterableDataset:
         (columns(input_ids=[[1.5], [2.5]]), "whole numbers"),
         (columns(input_ids=[5, 6]), "whole numbers"),
         (columns(input_ids=[[1, 0]], attention_mask=[[1, 0]]), "padding=False"),
-        (columns(input_ids=[[1, 2]], word_ids=[[1]]), "one value per token"),
+        (columns(input_ids=[[1, 2]], word_ids=[[1]]), r"one value per token .*columns=\["),
+        (columns(input_ids=[[1], [2]], labels=[None, [2]]), r"first example has no .*columns=\["),
+        (columns(input_ids=[[1]], position_ids=[[0]]), "packed already"),
         (columns(input_id=[[1, 2]]), "no column 'input_ids' .*did you mean 'input_id'"),
         (columns(input_ids=[[1]]).filter(lambda row: False).map(dict), "has no examples"),
         (datasets.Dataset.from_dict({"input_ids": [[1]]}), "packed by pack"),
