@@ -28,9 +28,9 @@ from hf_tfopt.objectives.classification import Classification
 from hf_tfopt.objectives.feature_terms import Features
 from hf_tfopt.objectives.features import Feature
 from hf_tfopt.objectives.language_modeling import LanguageModeling, model_inputs
+from hf_tfopt.objectives.packed_teacher import check_attention, check_separation
 from hf_tfopt.objectives.teacher import (
     Teacher,
-    check_attention,
     check_head,
     check_vocabulary,
     class_teacher,
@@ -71,8 +71,9 @@ class Distillation(Objective):
 
     Raises:
         ValueError: an option out of its range; while preparing, a teacher that is the student, or
-            whose tokens, classes or task are not the student's, features that cannot be compared,
-            or a student whose head is neither of words nor of classes (question answering).
+            whose tokens, classes or task are not the student's, or that mixes the examples of
+            packed rows, features that cannot be compared, or a student whose head is neither of
+            words nor of classes (question answering).
 
     Paper: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network",
     https://arxiv.org/abs/1503.02531, section 2. Differs: the weights of the two terms add up to 1.
@@ -136,6 +137,7 @@ class Distillation(Objective):
         self.features.prepare(student, teacher, batch)
         if isinstance(task, LanguageModeling):
             self._teacher = language_teacher(task, model, teacher, batch)
+            check_separation(self._teacher, batch)
         else:
             self._teacher = class_teacher(task, model, teacher, batch)
 

@@ -24,7 +24,6 @@ from hf_tfopt.losses.head_plan import plan_head
 from hf_tfopt.losses.reduction import LossSum, Terms
 from hf_tfopt.objectives.classification import Classification
 from hf_tfopt.objectives.language_modeling import LanguageModeling, model_inputs
-from hf_tfopt.surgery.packed_heads import STARTS
 
 # By the host's tables; BART is in two of them, and writes sequences first.
 _AUTO: list[tuple[Any, Any]] = [
@@ -224,27 +223,6 @@ def check_head(student: nn.Module, batch: Mapping[str, Any]) -> None:
             f"{kind} answers questions with the place where an answer begins and ends: its head is "
             "neither one of words nor one of classes, and cannot be distilled; a student is a "
             "language model or a classifier"
-        )
-
-
-def check_attention(student: Any, teacher: Any, batch: Mapping[str, Any]) -> None:
-    """Refuse a teacher that would read packed examples as one text, or classify the first alone.
-
-    Raises:
-        ValueError: a batch without padding, and another attention than the student's, or a head
-            that was not prepared for it.
-    """
-    ours, theirs = (getattr(m.config, "_attn_implementation", None) for m in (student, teacher))
-    if STARTS in batch and not any(hasattr(m, "reads_example_starts") for m in teacher.modules()):
-        raise ValueError(
-            "the batch has packed examples, of which the teacher's head would read the first "
-            "alone: call tfo.packed_classification(teacher)"
-        )
-    if ("cu_seq_lens_q" in batch or STARTS in batch) and ours != theirs:
-        raise ValueError(
-            f"the batch has packed examples, as the student's attention {ours!r} takes them; "
-            f"the teacher's {theirs!r} would read them as one text: give the teacher the same "
-            "(tfo.unpadded_attention(teacher), or attn_implementation= when it is loaded)"
         )
 
 
