@@ -1,6 +1,7 @@
 """What a Trainer trains on in each step: batches by a plan of ours, changed before they count."""
 
 from collections.abc import Generator, Sized
+from copy import copy
 from typing import Any
 
 from torch.utils.data import IterableDataset
@@ -29,6 +30,12 @@ class PlannedBatches(BatchRebalanceSampler):
     def set_epoch(self, epoch: int) -> None:
         """Give the batches of this epoch from now on."""
         self.epoch = epoch
+
+    def of_epoch(self, epoch: int) -> "PlannedBatches":
+        """A copy that gives the batches of this epoch."""
+        found = copy(self)
+        found.set_epoch(epoch)
+        return found
 
     def __len__(self) -> int:
         return self._num_batches // self.num_processes

@@ -127,7 +127,8 @@ def trainer_of(prepared: Prepared, model: Any, folder: Path, **parts: Any) -> An
     steps = recipe.total_steps(len(prepared.rows["train"]), process.num_processes)
     arguments = training_arguments(recipe, steps, process.device)
     arguments.output_dir, arguments.prediction_loss_only = str(folder), False
-    arguments.train_sampling_strategy = "group_by_length"
+    if recipe.sampler is None:
+        arguments.train_sampling_strategy = "group_by_length"
     trainer = tfo.TfoptTrainer(
         model,
         arguments,

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import BatchSampler, IterableDataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 from transformers import Trainer
 
 import hf_tfopt as tfo
 from hf_tfopt.batch_slot import PlannedBatches, checked_plan
 from hf_tfopt.callbacks.base import Callback
+from hf_tfopt.callbacks.dataset_rows import dataset_rows
 from hf_tfopt.data.batch_plan import BatchPlan, TrainingRun, in_rounds
 from hf_tfopt.data.keyed_bits import Integers, shuffled
 from tests.batch_slot_run import (
@@ -98,6 +99,10 @@ def test_the_share_of_a_process() -> None:
         ]
         assert sorted(chain(*chain(*rounds))) == list(range(50))
     assert [len(share) for share in shares] == [len(rounds)] * 4
+    loader = DataLoader(list(range(50)), batch_sampler=shares[3])
+    epoch_1, epoch_2 = [[batch.tolist() for batch in plan.batches(e)[3::4]] for e in (1, 2)]
+    assert dataset_rows(loader, 2, [0, 3]) == [epoch_2[0], epoch_2[3]]
+    assert list(shares[3]) == epoch_1, "looking leaves it as it is"
 
 
 @pytest.fixture(scope="module")

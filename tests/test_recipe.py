@@ -5,12 +5,13 @@ import pytest
 import yaml
 from transformers import AutoModelForMaskedLM
 
+from hf_tfopt.data import SAMPLERS
 from hf_tfopt.data.local_files import TextUnit
 from hf_tfopt.optimizers.for_trainer import build_optimizer, optimizer
 from hf_tfopt.presets import PRESETS
 from hf_tfopt.recipe.command_line import recipe_from_command_line, recipe_or_exit
 from hf_tfopt.recipe.explanation import explain
-from hf_tfopt.recipe.host_arguments import run_optimizer, run_schedule
+from hf_tfopt.recipe.host_arguments import run_optimizer, run_sampler, run_schedule
 from hf_tfopt.recipe.keys import TEXT_UNITS, Recipe, load_recipe
 from hf_tfopt.recipe.masked_lm import model_config
 from hf_tfopt.recipe.training_keys import RATES_OVER_TIME
@@ -295,3 +296,18 @@ def test_options_that_nobody_takes_are_refused(overrides, told):
     with pytest.raises(ValueError, match=told):
         optimizer(**run_optimizer(recipe))
         run_schedule(recipe)
+
+
+def test_a_sampler_has_the_recipes_seed():
+    options = {
+        "difficulty": {"score": "length", "num_steps": 9},
+        "token_budget": {"max_tokens": 64},
+        "batch_size_warmup": {"start": 4, "num_steps": 9},
+    }
+    assert options.keys() == SAMPLERS.keys()
+    for name, own in options.items():
+        keys = {"max_steps": "10", "seed": "7"}
+        recipe = load_recipe("bert-tiny", {**keys, "sampler": str({name: own})})
+        assert run_sampler(recipe).seed == 7
+        recipe = load_recipe("bert-tiny", {**keys, "sampler": str({name: {**own, "seed": 3}})})
+        assert run_sampler(recipe).seed == 3, "said in its options"

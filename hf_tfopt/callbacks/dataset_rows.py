@@ -41,6 +41,8 @@ def _of_epoch(sampler: Any, epoch: int) -> Any:
         shard = copy(sampler)
         shard.batch_sampler = inner
         return None if inner is None else shard
+    if hasattr(sampler, "of_epoch"):
+        return sampler.of_epoch(epoch)
     if type(sampler) is not BatchSampler:
         return None
     if isinstance(sampler.sampler, SequentialSampler):

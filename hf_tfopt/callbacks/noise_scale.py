@@ -70,8 +70,8 @@ class NoiseScale(ReadingMonitor):
     Raises:
         ValueError: a number outside its range. Before training: one process without gradient
             accumulation, which has no part to see; FSDP2 with replicas (HSDP), unless
-            `sync_each_batch` is set; DeepSpeed or FSDP1; a stock Trainer that clips (it tells no
-            callback the norm before: use `tfo.attach`).
+            `sync_each_batch` is set; a sampler whose batches have any size; DeepSpeed or FSDP1; a
+            stock Trainer that clips (it tells no callback the norm before: use `tfo.attach`).
 
     Paper: McCandlish, Kaplan, Amodei 2018, An Empirical Model of Large-Batch Training,
         https://arxiv.org/abs/1812.06162, equation 2.9 and appendix A.1.
@@ -107,6 +107,12 @@ class NoiseScale(ReadingMonitor):
             raise ValueError(
                 "NoiseScale needs the gradient's norm before clipping, which a stock Trainer tells "
                 "no callback: use tfo.attach(trainer, callbacks=[...]), or max_grad_norm=0"
+            )
+        plan = getattr(trainer, "batch_plan", None)
+        if plan is not None and not plan.has_whole_batches:
+            raise ValueError(
+                f"NoiseScale takes all micro-batches to be of one size, and those of "
+                f"{type(plan).__name__} are not; leave one of the two out"
             )
         num_replicas = training.args.world_size
         if trainer is not None:

@@ -48,6 +48,8 @@ class BatchPlan:
     the number of steps of.
     """
 
+    has_whole_batches = True  # of `batch_size` rows, but the last ones of an epoch
+
     def prepare(self, run: TrainingRun) -> None:
         """Before a training: look at its dataset; raises ValueError for one that does not fit."""
         raise NotImplementedError
@@ -57,15 +59,27 @@ class BatchPlan:
         raise NotImplementedError
 
 
+def check_rows_stay(dataset: Any) -> None:
+    """Raise ValueError for a dataset whose rows are others in every epoch, as of `tfo.mix`."""
+    if hasattr(dataset, "set_epoch"):
+        raise ValueError(
+            f"the rows of the dataset ({type(dataset).__name__}) are others in every epoch, so "
+            "nothing can be planned by their numbers; give one dataset that stays as it is "
+            "(datasets.concatenate_datasets joins several)"
+        )
+
+
 def in_rounds(order: Integers, run: TrainingRun) -> list[Integers]:
     """Cut an order of rows into batches; what is left in the end is shared by all processes.
 
     Batch i of the result holds the rows `order[i * batch_size : (i + 1) * batch_size]`, but the
     last ones: where the rows do not fill a round, its batches are as even as can be, none is empty
-    and no row is in two (`drop_last`: these rows are left out).
+    and no row is in two (`drop_last`: these rows are left out). Where fewer rows than processes are
+    left, the round before gives some of its own.
 
     Raises:
-        ValueError: fewer rows than processes, or none fills a round with `drop_last`.
+        ValueError: fewer rows than processes, none fills a round with `drop_last`, or single rows
+            that the processes cannot share.
     """
     size, num_processes = run.batch_size, run.num_processes
     per_round = size * num_processes
@@ -78,6 +92,12 @@ def in_rounds(order: Integers, run: TrainingRun) -> list[Integers]:
         )
     if run.drop_last or not num_left:
         return list(order[: num_rounds * per_round].reshape(-1, size))
+    if size == 1:
+        raise ValueError(
+            f"{len(order)} rows in batches of 1 cannot be shared by {num_processes} processes, "
+            "which need as many batches each: use dataloader_drop_last=True (what is left out is "
+            "other rows in every epoch), or per_device_train_batch_size=2"
+        )
     if num_left < num_processes:  # the round before gives some of its own
         num_rounds, num_left = num_rounds - 1, num_left + per_round
     whole = list(order[: num_rounds * per_round].reshape(-1, size))

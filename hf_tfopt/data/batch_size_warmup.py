@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from hf_tfopt.data.batch_plan import BatchPlan, TrainingRun
+from hf_tfopt.data.batch_plan import BatchPlan, TrainingRun, check_rows_stay
 from hf_tfopt.data.keyed_bits import Integers, shuffled
 from hf_tfopt.registry import check_name
 
@@ -34,7 +34,7 @@ class BatchSizeWarmup(BatchPlan):
     The learning rate stays what its schedule says. The noise of updates goes with lr / rows, so
     that growing batches calm training as a decay would (Smith et al.); to have about the same noise
     from the start, let the learning rate grow along: `warmup_steps=num_steps`.
-    `NoiseScale` takes all steps to be full, and is wrong until they are.
+    `NoiseScale` refuses it: it takes all steps to be full.
 
     Args:
         start: rows of the first step, of all processes; at least one for each micro-batch.
@@ -45,13 +45,15 @@ class BatchSizeWarmup(BatchPlan):
     Raises:
         ValueError: a number out of its range. Before training: a start that is no smaller than the
             full batch or leaves micro-batches empty, a run too short for the warm-up, a dataset
-            smaller than a full batch, `dataloader_drop_last`.
+            smaller than a full batch or whose rows change with the epoch, `dataloader_drop_last`.
 
     Paper: Smith et al. 2018, "Don't Decay the Learning Rate, Increase the Batch Size"
     (https://arxiv.org/abs/1711.00489), grows the batch in jumps in the place of a decay; Brown et
     al. 2020 (https://arxiv.org/abs/2005.14165), appendix B, linearly at the start. Differs: their
     ramp is linear in tokens seen, this one in steps.
     """
+
+    has_whole_batches = False
 
     def __init__(self, start: int, num_steps: float, *, growth: Growth = "linear", seed: int = 0):
         if start < 1 or start != int(start):
@@ -92,6 +94,7 @@ class BatchSizeWarmup(BatchPlan):
         return np.split(self._stream(first, int(ends[-1])), parts.cumsum()[:-1])
 
     def _check(self, run: TrainingRun) -> None:
+        check_rows_stay(run.dataset)
         full, num_batches = run.rows_per_step, run.num_processes * run.num_parts
         if run.drop_last:
             raise ValueError(

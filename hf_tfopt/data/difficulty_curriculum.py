@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from hf_tfopt.data.batch_plan import BatchPlan, TrainingRun, in_rounds
+from hf_tfopt.data.batch_plan import BatchPlan, TrainingRun, check_rows_stay, in_rounds
 from hf_tfopt.data.difficulty import PACES, Floats, Score, easiest_first, scores_of
 from hf_tfopt.data.keyed_bits import Integers, below, bits, mix, shuffled
 from hf_tfopt.registry import check_name
@@ -89,12 +89,7 @@ class DifficultyCurriculum(BatchPlan):
         dataset = run.dataset
         if dataset is None or not len(dataset):
             raise ValueError("the training dataset has no rows")
-        if hasattr(dataset, "set_epoch"):
-            raise ValueError(
-                f"the rows of the dataset ({type(dataset).__name__}) are others in every epoch, so "
-                "none has a difficulty; give the curriculum one dataset "
-                "(datasets.concatenate_datasets joins several)"
-            )
+        check_rows_stay(dataset)
         self._run = run
         self._num_rows = len(dataset)
         self._sizes = _step_sizes(self._num_rows, run)

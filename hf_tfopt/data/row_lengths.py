@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike
 
+from hf_tfopt.data.batch_plan import check_rows_stay
 from hf_tfopt.data.columns import Lists
 from hf_tfopt.data.keyed_bits import Integers
 from hf_tfopt.data.rows import ArrowRows
@@ -31,13 +32,9 @@ def row_lengths(dataset: Any, lengths: str | ArrayLike | None = None) -> Integer
 
     Raises:
         ValueError: no such column or row, missing values, numbers that are not lengths, one that is
-            not the length of `input_ids`, or rows that change from epoch to epoch.
+            not the length of `input_ids`, lists of lists, or rows that change from epoch to epoch.
     """
-    if hasattr(dataset, "set_epoch"):
-        raise ValueError(
-            f"the rows of the dataset ({type(dataset).__name__}) are others in every epoch: their "
-            "lengths cannot be known beforehand"
-        )
+    check_rows_stay(dataset)
     if lengths is not None and not isinstance(lengths, str):
         return _given(lengths, len(dataset))
     name = IDS if lengths is None else lengths
@@ -101,16 +98,22 @@ def _from_arrow(dataset: Any, name: str) -> tuple[Integers, bool]:
             f"lengths of its rows by; columns: {', '.join(dataset.column_names)}"
         )
     column = dataset.data.column(name)
+    kind = column.type
     if column.null_count:
         raise ValueError(f"column {name!r} has {column.null_count} rows with no value")
-    is_said = pa.types.is_integer(column.type)
+    is_said = pa.types.is_integer(kind)
     if not is_said:
         try:
             column = pc.call_function("list_value_length", [column])
         except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
             raise ValueError(
-                f"column {name!r} holds {column.type}: neither lists of tokens nor their lengths"
+                f"column {name!r} holds {kind}: neither lists of tokens nor their lengths"
             ) from None
+        if pa.types.is_nested(kind.value_type):
+            raise ValueError(
+                f"column {name!r} holds {kind}, lists of lists, whose length says nothing of their "
+                "tokens; give lengths=, a number for each row"
+            )
     found = column.to_numpy().astype(np.int64)
     if dataset._indices is not None:  # a selection or a shuffle; datasets has no public way
         found = found[dataset._indices.column(0).to_numpy()]
@@ -141,6 +144,9 @@ def _value(dataset: Any, number: int, name: str) -> Any:
 
 def _length(value: Any, number: int, name: str) -> int:
     num_axes = 1 if isinstance(value, Sequence) else getattr(value, "ndim", 0)
+    first = value[0] if isinstance(value, Sequence) and len(value) else None
+    is_nested = isinstance(first, Sequence) and not isinstance(first, str)
+    num_axes += is_nested or getattr(first, "ndim", 0)
     if num_axes != 1 or isinstance(value, str):
         raise ValueError(
             f"{name!r} of row {number} is of type {type(value).__name__} with {num_axes} "

@@ -34,7 +34,7 @@ class TokenBudget(BatchPlan):
     their mean, the less so the more micro-batches a step has and the lower `max_rows` is.
 
     `per_device_train_batch_size` has no say, nor `auto_find_batch_size`, which would change it.
-    `NoiseScale` does not fit: it takes all micro-batches to be of that size. A dataset of less than
+    `NoiseScale` refuses it: it takes all micro-batches to be of that size. A dataset of less than
     about 30 batches has buckets of hardly more than one: much the same rows meet in every epoch.
 
     Args:
@@ -54,6 +54,8 @@ class TokenBudget(BatchPlan):
 
     Paper: none.
     """
+
+    has_whole_batches = False
 
     def __init__(
         self,

@@ -91,9 +91,10 @@ class DistillationRecipe(TrainingKeys, ClassifierKeys):
         }
 
     def of_teacher(self) -> "DistillationRecipe":
-        """How the teacher is trained first: as the student, at its own rate for its own epochs."""
+        """How the teacher is trained first: at its own rate for its own epochs, at random."""
         return dataclasses.replace(
             self,
+            sampler=None,
             max_steps=None,
             num_train_epochs=self.teacher_epochs,
             learning_rate=self.teacher_learning_rate,

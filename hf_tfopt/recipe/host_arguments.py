@@ -97,20 +97,24 @@ def run_callbacks(recipe: TrainingKeys) -> list[Any]:
 def run_sampler(recipe: TrainingKeys) -> BatchPlan | None:
     """Which rows make up each batch, for `TfoptTrainer(sampler=...)`; None: the host's own.
 
+    Its seed is the recipe's, unless its options say another.
+
     Raises:
         ValueError: options that it does not take.
     """
-    return next(iter(_built("sampler", SAMPLERS, recipe.sampler)), None)
+    return next(iter(_built("sampler", SAMPLERS, recipe.sampler, seed=recipe.seed)), None)
 
 
-def _built(key: str, table: Registry, entries: Mapping[str, Any] | None) -> list[Any]:
-    """The entries of a table that a key names, each with its options."""
+def _built(
+    key: str, table: Registry, entries: Mapping[str, Any] | None, **defaults: Any
+) -> list[Any]:
+    """The entries of a table that a key names, each with its options, or these."""
     found: list[Any] = []
     for name, options in (entries or {}).items():
         if not isinstance(options or {}, Mapping):
             raise ValueError(f"{key}: {name}: got {options!r}, must be its options, or {{}}")
         try:
-            found.append(table.build(name, **(options or {})))
+            found.append(table.build(name, **{**defaults, **(options or {})}))
         except TypeError as error:  # an option that it needs is not there
             raise ValueError(f"{key}: {name}: {error}") from error
     return found

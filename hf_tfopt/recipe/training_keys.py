@@ -27,8 +27,6 @@ from hf_tfopt.schedules import SCHEDULES
 
 # noam's rate is absolute: its lr would be a factor, not a learning rate
 RATES_OVER_TIME = tuple(name for name in SCHEDULES if name != "noam")
-# samplers whose batches have not always `batch_size` rows
-OF_ANY_SIZE = ("token_budget", "batch_size_warmup")
 # What of a run may be otherwise when it goes on; the rest would make it another run.
 MAY_CHANGE_ON_RESUME = (
     *("max_steps", "num_train_epochs", "logging_steps", "eval_steps", "save_steps", "device"),
@@ -140,7 +138,7 @@ class TrainingKeys:
         if len(self.sampler) != 1:
             raise ValueError(f"sampler: got {dict(self.sampler)}, must be one name and its options")
         name = check_name("sampler", next(iter(self.sampler)), SAMPLERS)
-        if name in OF_ANY_SIZE and self.max_steps is None:
+        if not SAMPLERS[name].has_whole_batches and self.max_steps is None:
             raise ValueError(
                 f"sampler: with {name} batches have any number of rows; give max_steps in the "
                 "place of num_train_epochs"

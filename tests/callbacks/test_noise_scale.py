@@ -141,6 +141,15 @@ def test_a_batch_in_one_piece_is_refused(tmp_path: Path) -> None:
         trainer.train()
 
 
+def test_batches_of_any_size_are_refused(tmp_path: Path) -> None:
+    for plan in (tfo.TokenBudget(64), tfo.BatchSizeWarmup(3, 2)):
+        options = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
+        trainer = trainer_with(tmp_path, [tfo.NoiseScale()], **options)
+        tfo.attach(trainer, sampler=plan)
+        with pytest.raises(ValueError, match=f"one size, and those of {type(plan).__name__}"):
+            trainer.train()
+
+
 def test_a_stock_trainer_that_clips_is_refused(tmp_path: Path) -> None:
     options = {"gradient_accumulation_steps": 2, "max_steps": 1}
     for bound in (1.0, 0.0):

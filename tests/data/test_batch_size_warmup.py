@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import hf_tfopt as tfo
 from hf_tfopt.data.batch_plan import TrainingRun
 from hf_tfopt.data.batch_size_warmup import BatchSizeWarmup, warm_sizes
 from tests.references.token_budget import plain_growth
@@ -128,6 +129,7 @@ def test_a_number_out_of_its_range_is_refused(options: dict[str, Any], message: 
         ((4, 5), run_of(20, num_parts=4), "20 rows, fewer than the 32"),
         ((4, 5), run_of(0, num_parts=4), "0 rows, fewer than the 32"),
         ((4, 5), run_of(num_parts=4, drop_last=True), "drop_last has nothing to drop"),
+        ((4, 5), TrainingRun(tfo.mix({"a": [{"x": 1}] * 99}), 32), r"Mixture.* in every epoch"),
     ],
 )
 def test_a_run_that_does_not_fit_is_refused(

@@ -45,7 +45,12 @@ def test_every_draw_is_eligible_and_no_row_returns_while_another_waits() -> None
         num_steps = rng.randint(1, 40)
         scores = [rng.randint(0, 20) for _ in range(num_rows)]
         scores[:2] = 0, 1  # not constant
+        if run.batch_size == 1 and num_rows % run.num_processes:
+            with pytest.raises(ValueError, match="batches of 1 cannot be shared"):
+                prepared(run, scores, num_steps, start, pace)
+            continue
         plan = prepared(run, scores, num_steps, start, pace, seed=rng.randint(-5, 5))
+        assert all(len(batch) for batch in plan.batches(0))
         order = plan._easiest_first.tolist()
         drawn: list[list[int]] = []
         free: list[set[int]] = []

@@ -114,6 +114,9 @@ def test_a_column_that_lies_is_noticed(is_arrow: bool) -> None:
         (lambda: [{"input_ids": torch.ones(1, 4)}], None, "with 2 dimensions"),
         (lambda: [{"input_ids": "text"}], None, "type str"),
         (lambda: [{"input_ids": None}], None, "type NoneType"),
+        (lambda: dataset(x=[[[1], [2]]] * 7), "x", "lists of lists"),
+        (lambda: [{"input_ids": [[1, 2], [3]]}], None, "list with 2 dimensions"),
+        (lambda: [{"input_ids": [torch.ones(2)]}], None, "list with 2 dimensions"),
         (lambda: tfo.mix({"a": dataset()}), None, "Mixture.* are others in every epoch"),
     ],
 )

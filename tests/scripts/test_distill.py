@@ -138,6 +138,21 @@ def test_it_learns_from_the_teacher_it_trains_first(place: Path, tmp_path: Path)
     assert not (out / "teacher.unfinished").exists()
 
 
+@pytest.mark.parametrize(
+    ("sampler", "keys"),
+    [
+        ("{token_budget: {max_tokens: 64}}", {"teacher": "encoder", "teacher_epochs": 0.1}),
+        ("{difficulty: {score: rarity, num_steps: 2}}", {"teacher": "classifier"}),
+    ],
+)
+def test_a_sampler_orders_the_students_rows(
+    sampler: str, keys: dict[str, Any], place: Path, tmp_path: Path
+) -> None:
+    """And not the teacher's, whose number of steps is of epochs."""
+    keys = {**keys, "teacher": place / keys["teacher"], "sampler": sampler, "max_steps": 2}
+    assert distill.main(flags(place, tmp_path / "out", **keys))["steps"] == 2
+
+
 def prepared(place: Path, out: Path, *more: str, **keys: Any) -> Any:
     given = [*flags(place, out, **keys), *more]
     return distill.prepare(*distill.distillation_from_command_line(given))
