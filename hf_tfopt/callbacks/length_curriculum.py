@@ -54,7 +54,7 @@ class LengthCurriculum(Intervention):
     | mode | a row longer than L |
     |---|---|
     | "truncate" | keeps its first L tokens; if its last is one that closes rows ([SEP], EOS), its \
-      first L - 1 and that one |
+      first L - 1 and that one, but of causal models, which would learn to end there |
     | "reshape" | becomes several of about equal size; no token is lost, and none is added: only \
       the first piece has a [CLS], only the last a [SEP] |
 

@@ -71,9 +71,9 @@ class CutRule(NamedTuple):
 
     def _closing(self, batch: Mapping[str, Any]) -> Flags | None:
         special, ids = batch.get("special_tokens_mask"), batch.get("input_ids")
-        if isinstance(special, Tensor):
+        if isinstance(special, Tensor) and not self.is_causal:
             return _read(special.ne(0)).reshape(-1)
-        if ids is None or not self.closing_ids:
+        if ids is None or not self.closing_ids or self.is_causal:
             return None
         return np.isin(_read(ids).reshape(-1), self.closing_ids)
 
@@ -160,7 +160,11 @@ def cut_rows(batch: Mapping[str, Any], length: int, rule: CutRule) -> dict[str, 
     columns = np.where(is_left[pieces.numbers], width - pieces.sizes, 0)
     rows = np.arange(len(columns))
     layout = laid_out(pieces, begins, rows, columns, (len(rows), width))
-    return rule.rearranged(batch, layout)
+    new = rule.rearranged(batch, layout)
+    is_token = torch.from_numpy(layout.source >= 0)
+    if mask is None and not is_token.all():  # pieces of unlike sizes: the padding is the cut's own
+        new["attention_mask"] = is_token.long().to(_given(batch).device)
+    return new
 
 
 def cut_packed(

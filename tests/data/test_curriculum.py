@@ -162,6 +162,13 @@ def test_a_causal_model_has_no_target_at_the_first_token_of_a_piece() -> None:
     assert cut_rows(batch, 4, CutRule(False, is_causal=True))["labels"][0, 0] == 1005
 
 
+def test_pieces_of_rows_without_a_mask_do_not_see_the_padding_between_them() -> None:
+    batch = {"input_ids": torch.arange(5, 15).view(1, 10), "labels": torch.ones(1, 10)}
+    new = cut_rows(batch, 4, CutRule(True, multiple=4))
+    assert new["attention_mask"].tolist() == [[1] * 4, [1] * 4, [1, 1, 0, 0]]
+    assert "attention_mask" not in cut_rows(batch, 5, CutRule(True, multiple=5))
+
+
 CASES = [
     *itertools.product(["bert"], ["sdpa", "eager", "unpadded"]),
     *itertools.product(["roberta", "modernbert", "llama"], ["sdpa", "unpadded"]),
@@ -247,7 +254,8 @@ def by_example(batch: dict[str, Any], pad_id: int, *more: torch.Tensor):
 def pieces_of(batch: dict[str, Any], rule: CutRule, length: int):
     """(ids, labels) of every piece, by the obvious loop."""
     for ids, labels in by_example(batch, rule.pad_id):
-        for piece in plain_pieces(ids, length, rule.is_reshaped, rule.closing_ids):
+        closing = () if rule.is_causal else rule.closing_ids  # it would learn to end there
+        for piece in plain_pieces(ids, length, rule.is_reshaped, closing):
             yield [ids[place] for place, _ in piece], [labels[place] for place, _ in piece]
 
 
