@@ -15,7 +15,15 @@ from hf_tfopt.data.flat_batch import SENTENCE_LABELS
 from hf_tfopt.data.keyed_bits import Integers
 from hf_tfopt.data.segments import segment_inputs
 
-__all__ = ["IGNORED", "ModelFacts", "batch_form", "check_length", "model_inputs", "unwrapped"]
+__all__ = [
+    "IGNORED",
+    "ModelFacts",
+    "batch_form",
+    "check_devices",
+    "check_length",
+    "model_inputs",
+    "unwrapped",
+]
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class ModelFacts:
         arguments = frozenset(inspect.signature(base.forward).parameters)
         if "input_ids" not in arguments:
             raise ValueError(
-                f"the forward of {type(base).__name__} takes {', '.join(sorted(arguments))}, and no "
+                f"{type(base).__name__}.forward takes {', '.join(sorted(arguments))}, and no "
                 "input_ids: give the model of transformers itself, without a wrapper"
             )
         first = _first_position(base)
@@ -74,6 +82,14 @@ class ModelFacts:
             and not getattr(config, "trigram_input", False),
             dtype=base.dtype,
         )
+
+    def check_ids(self, num_ids: int) -> None:
+        """Raise ValueError if the tokenizer has more ids than the input embedding."""
+        if num_ids > self.num_ids:
+            raise ValueError(
+                f"the tokenizer has {num_ids} ids, the input embedding of {self.name} only "
+                f"{self.num_ids}: call model.resize_token_embeddings({num_ids})"
+            )
 
     @property
     def implementation(self) -> str:
@@ -203,6 +219,16 @@ def _check_separable(model: ModelFacts | None) -> None:
             f"{model.name} has an attention of its own, or joins neighbours' embeddings, and would "
             "mix packed examples: leave out tfo.pack for it, or take a model with the common "
             "attention (BERT, RoBERTa, ModernBERT)"
+        )
+
+
+def check_devices(num_gpus: int, has_joined_rows: bool) -> None:
+    """Raise ValueError if several GPUs in one process would share a batch that cannot be cut."""
+    if num_gpus > 1 and has_joined_rows:
+        raise ValueError(
+            f"{num_gpus} GPUs in one process (DataParallel) would cut batches whose examples share "
+            "rows: start one process for each with torchrun, or give padded rows (sdpa, and "
+            "is_packed=False for classification)"
         )
 
 
