@@ -49,8 +49,12 @@ def example_losses(
 
     `np.array([model(**collator([row])).loss for row in dataset])`, by the objective that
     `TfoptTrainer` would choose, in fp32, in evaluation mode and without gradients. The model runs
-    where it is and is left as it was, as are the generators of random numbers; a collator that
-    draws masks draws the same in every call (`tfo.MaskedLMCollator` those of epoch 0).
+    where it is and is left as it was, as are the generators of random numbers and the collator, of
+    which a copy is used; a collator that draws masks from torch, numpy, random or a generator of
+    its own draws the same in every call (`tfo.MaskedLMCollator` those of epoch 0).
+
+    Score with the model that will be trained before it is, and give the array, not a function: a
+    resumed run would score with weights that have learned, and order the rows otherwise.
 
     With several processes each scores the whole dataset, if it is not in the cache: make it before
     they are started.
@@ -82,11 +86,10 @@ def example_losses(
     if not len(dataset):
         raise ValueError("the dataset has no rows")
     model = extract_model_from_parallel(model, keep_torch_compile=False)
-    if hasattr(collator, "set_epoch"):  # and it need not know of this pass
-        collator = _of_first_epoch(collator)
+    collator = _of_first_epoch(collator, [model, unwrap_peft_model(model), dataset])
     options = {"batch_size": batch_size, "reduction": reduction}
     with _left_as_it_was(model):
-        torch.manual_seed(0)
+        _seed()
         batches = _batches(_without_text(dataset), collator, batch_size)
         first = next(batches)
         settings = {} if cache is None else facts_of(model, dataset, first[1], options)
@@ -194,10 +197,19 @@ class _Known(nn.Module):
         return {"logits": self.logits}
 
 
-def _of_first_epoch(collator: Any) -> Any:
-    copied = deepcopy(collator)
-    copied.set_epoch(0)
+def _of_first_epoch(collator: Any, shared: Sequence[Any]) -> Any:
+    """A copy, so that it need not know of this pass; what may be large is not copied with it."""
+    copied = deepcopy(collator, {id(each): each for each in shared})
+    if hasattr(copied, "set_epoch"):
+        copied.set_epoch(0)
     return copied
+
+
+def _seed() -> None:
+    """Of all generators that a collator may draw from."""
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
 
 
 def _batches(

@@ -171,27 +171,58 @@ def test_the_model_and_the_random_numbers_are_left_as_they_were() -> None:
     assert (tfo.example_losses(wide, rows_of("classes"), collate) == found).all()
 
 
-def test_random_masks_are_the_same_in_every_call() -> None:
-    def masks(rows: list[Any]) -> dict[str, torch.Tensor]:
-        batch = collate(rows)
-        is_kept = torch.rand(batch["labels"].shape) < 0.5
-        return {**batch, "labels": batch["input_ids"].masked_fill(~is_kept, -100)}
+class OwnGenerator:
+    """As the host's collators with a seed: each call goes on where the last one was."""
 
-    data, model = rows_of("bert"), tiny("bert")
-    torch.manual_seed(1)
-    first = tfo.example_losses(model, data, masks)
-    torch.manual_seed(2)
-    assert (tfo.example_losses(model, data, masks) == first).all()
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(3)
+
+    def __call__(self, rows: list[Any]) -> dict[str, torch.Tensor]:
+        return masked(collate(rows), torch.rand(len(rows), 1, generator=self.generator))
+
+
+def masked(batch: dict[str, torch.Tensor], drawn: torch.Tensor) -> dict[str, torch.Tensor]:
+    number = torch.arange(batch["input_ids"].shape[1]) + (drawn * 1000).long()
+    return {**batch, "labels": batch["input_ids"].masked_fill(number % 2 == 0, -100)}
+
+
+DRAWN: dict[str, Any] = {
+    "torch": lambda rows: masked(collate(rows), torch.rand(len(rows), 1)),
+    "numpy": lambda rows: masked(collate(rows), torch.tensor(np.random.rand(len(rows), 1))),
+    "random": lambda rows: masked(collate(rows), torch.tensor(random.random())),
+    "its own": OwnGenerator(),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_random_masks_are_the_same_in_every_call(name: str) -> None:
+    data, model, masks = rows_of("bert"), tiny("bert"), DRAWN[name]
+    options: dict[str, Any] = {"batch_size": 1}
+    first = tfo.example_losses(model, data, masks, **options)
+    for _ in range(3):
+        torch.rand(1), np.random.rand(1), random.random()
+        assert (tfo.example_losses(model, data, masks, **options) == first).all()
+
+
+class Shared(list[Any]):
+    """A list that copies of its owner share."""
+
+    def __deepcopy__(self, memo: Any) -> "Shared":
+        return self
 
 
 class Counted:
-    """A collator that counts the rows it is asked for."""
+    """A collator that counts the rows it is asked for, with its copies."""
 
     def __init__(self) -> None:
-        self.num_rows = 0
+        self.rows = Shared()
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows)
 
     def __call__(self, rows: list[Any]) -> dict[str, torch.Tensor]:
-        self.num_rows += len(rows)
+        self.rows += rows
         return collate(rows)
 
 
