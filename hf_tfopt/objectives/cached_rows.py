@@ -14,6 +14,7 @@ from hf_tfopt.losses.distillation import KnownRows, TeacherRows
 from hf_tfopt.losses.divergence import DivergenceForm, TopClasses
 from hf_tfopt.losses.reduction import IGNORE_INDEX
 from hf_tfopt.objectives.teacher import check_classes
+from hf_tfopt.surgery.packed_heads import STARTS
 
 DONE = "cache.json"
 LOG_PROBS, IDS, LOG_REST, KEY = COLUMNS = (
@@ -120,8 +121,11 @@ def without_cache(batch: Mapping[str, Any]) -> dict[str, Any]:
 def row_keys(batch: Mapping[str, Any]) -> Tensor:
     """A number for each row [B] that changes with its tokens and labels, not with its padding.
 
+    Packed rows of a causal model have no mask: their tokens count up to the last label.
+
     Raises:
-        ValueError: a batch without token ids or labels, such as one of images.
+        ValueError: a batch without token ids or labels, such as one of images, or one whose rows
+            are not those of the labels (packed classification, rows joined without padding).
     """
     missing = [name for name in ("input_ids", "labels") if name not in batch]
     if missing:
@@ -129,14 +133,26 @@ def row_keys(batch: Mapping[str, Any]) -> Tensor:
             f"the batch has no {' and no '.join(missing)}, only {', '.join(batch)}; answers are "
             "cached of texts as tokens, with labels: distil other models with the teacher itself"
         )
+    mask = batch.get("attention_mask")
+    has_mask_of_tokens = mask is None or getattr(mask, "shape", None) == batch["input_ids"].shape
+    if STARTS in batch or "cu_seq_lens_q" in batch or not has_mask_of_tokens:
+        raise ValueError(
+            "the batch has several examples in a row, and answers are cached row by row: give "
+            "padded batches, with is_packed=False in a ClassificationCollator and a model whose "
+            'attention is "sdpa" or "eager"'
+        )
     size = batch["input_ids"].shape[0]
     ids = batch["input_ids"].reshape(size, -1).long()
-    mask = batch.get("attention_mask")
-    is_token = torch.ones_like(ids) if mask is None else mask.reshape(size, -1).ne(0).long()
-    place = is_token.cumsum(-1)
-    key = (is_token * _mixed(ids, place)).sum(-1)
     labels = batch["labels"].reshape(size, -1).long()
     is_label = labels.ne(IGNORE_INDEX).long()
+    if mask is not None:
+        is_token = mask.reshape(size, -1).ne(0).long()
+    elif "position_ids" in batch and labels.shape == ids.shape:
+        is_token = is_label.flip(-1).cummax(-1).values.flip(-1)
+    else:
+        is_token = torch.ones_like(ids)
+    place = is_token.cumsum(-1)
+    key = (is_token * _mixed(ids, place)).sum(-1)
     # A label stands at its token's place, or, where there are as many as it likes, at its own.
     at = place if labels.shape == ids.shape else is_label.cumsum(-1)
     return key + 31 * (is_label * _mixed(labels, at + 1_000_003)).sum(-1)

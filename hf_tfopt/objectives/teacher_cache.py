@@ -29,6 +29,7 @@ from hf_tfopt.objectives.cached_rows import (
 )
 from hf_tfopt.objectives.classification import Classification
 from hf_tfopt.objectives.language_modeling import LanguageModeling
+from hf_tfopt.objectives.packed_teacher import check_separation
 from hf_tfopt.objectives.teacher import Teacher
 
 SETTINGS = "settings.json"
@@ -74,8 +75,9 @@ def cache_teacher(
 
     Raises:
         ValueError: an option out of its range, a collator that draws masks or makes different
-            batches of the same rows, batches without token ids, a teacher without classes, or a
-            folder with another cache.
+            batches of the same rows, batches without token ids or of several examples in a row
+            (packed rows of a causal model, which are padded, are fine), a teacher without classes
+            or one that mixes packed examples, or a folder with another cache.
 
     Paper: none; Anshumann et al. 2025, "Sparse Logit Sampling", https://arxiv.org/abs/2503.16870,
     show that the top k alone teach a biased distribution: here the rest is one more class.
@@ -123,6 +125,7 @@ class _Answers:
         if isinstance(self.task, LanguageModeling):
             assert self.task.plan is not None
             self.teacher = Teacher(teacher, self.task.plan)
+            check_separation(self.teacher, batch)
             self.num_classes: int = teacher.get_output_embeddings().weight.shape[0]
         else:
             if self.task.problem != "single_label_classification":
