@@ -145,12 +145,15 @@ def train(prepared: Prepared) -> dict[str, float]:
     rows = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     tokens = (trainer.state.global_step - begun) * rows * data["tokens"] / data["rows"]
     seconds = output.metrics["train_runtime"]
+    plan, callbacks = trainer.batch_plan, prepared.recipe.callbacks or {}
+    is_whole = (plan is None or plan.has_whole_batches) and "length_curriculum" not in callbacks
     return {
         "eval_loss": evaluated["eval_loss"],
         "perplexity": evaluated["eval_perplexity"],
         **{name: evaluated[name] for name in TERMS if name in evaluated},
         "train_seconds": seconds,
-        "tokens_per_second": tokens / seconds,
+        # else what a step has of tokens is another number in each; the log has them counted
+        **({"tokens_per_second": tokens / seconds} if is_whole else {}),
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
         "parameters": trainer.model.num_parameters(),
