@@ -47,6 +47,25 @@ class PlannedBatches(BatchRebalanceSampler):
             yield batch.tolist()
 
 
+class SamePlan(Callback):
+    """Tells aloud where a resumed run's plan has made something else of the dataset than before."""
+
+    def begin(self, training: Training) -> None:
+        """Compare, and remember."""
+        plan: BatchPlan | None = getattr(self.trainer, "batch_plan", None)
+        found = None if plan is None else plan.digest()
+        before = self.remembered.get("digest", found)
+        self.remembered["digest"] = found
+        if before != found:
+            self.tell(
+                training,
+                "other rows",
+                f"{type(plan).__name__} ranks the rows otherwise than before the run was stopped, "
+                "so it does not go on as it would have; scores of the model that is trained must "
+                "be computed before it is, and given as an array",
+            )
+
+
 def planned(trainer: Any, plan: BatchPlan) -> PlannedBatches:
     """The sampler of a training, its plan prepared for it."""
     plan.prepare(run_of(trainer))
@@ -86,6 +105,7 @@ def adopt_batches(trainer: Any, sampler: Any, curriculum: Any) -> None:
         kinds = " and ".join(type(each).__name__ for each in known)
         raise ValueError(f"{kinds} were given; only one can say which rows make up a batch")
     trainer.batch_plan = checked_plan(trainer, plan)
+    trainer.add_callback(SamePlan())
 
 
 def checked_plan(trainer: Any, plan: Any) -> BatchPlan:

@@ -127,6 +127,24 @@ def test_a_stopped_run_goes_on_as_if_never_stopped(
     assert found["weights"] == whole["weights"]
 
 
+@pytest.mark.parametrize("has_learned", [False, True])
+def test_scores_that_are_others_after_a_stop_are_told(has_learned: bool, tmp_path: Path) -> None:
+    """As of the model that is trained itself."""
+
+    def score(data: Numbered) -> torch.Tensor:
+        return data.ids[:, 2 if is_resumed and has_learned else 1]
+
+    events: list[list[Any]] = []
+    for is_resumed in (False, True):
+        plan = tfo.DifficultyCurriculum(score, 6, 0.1)
+        trainer, _ = trainer_for(tmp_path, plan, max_steps=3, save_strategy="steps", save_steps=2)
+        trainer.train(resume_from_checkpoint=is_resumed and str(tmp_path / "checkpoint-2"))
+        history = trainer.state.log_history
+        events.append([event for entry in history for event in entry.get("events", [])])
+    assert events[0] == [] and len(events[1]) == has_learned
+    assert all("ranks the rows otherwise" in event["text"] for event in events[1])
+
+
 @pytest.mark.invariant
 def test_a_stopped_run_goes_on_with_the_step_cut_in_another_way(
     alone: tuple[Path, dict[str, Any]],

@@ -58,6 +58,10 @@ class BatchPlan:
         """The rows of each batch; as many as processes or a multiple, the same in every epoch."""
         raise NotImplementedError
 
+    def digest(self) -> str | None:
+        """What `prepare` has made of the dataset, for a resumed run to find the same; None: any."""
+        return None
+
 
 def check_rows_stay(dataset: Any) -> None:
     """Raise ValueError for a dataset whose rows are others in every epoch, as of `tfo.mix`."""
@@ -75,7 +79,8 @@ def in_rounds(order: Integers, run: TrainingRun) -> list[Integers]:
     Batch i of the result holds the rows `order[i * batch_size : (i + 1) * batch_size]`, but the
     last ones: where the rows do not fill a round, its batches are as even as can be, none is empty
     and no row is in two (`drop_last`: these rows are left out). Where fewer rows than processes are
-    left, the round before gives some of its own.
+    left, the round before gives some of its own: of the step before, perhaps, so that the last two
+    steps of an epoch are cut otherwise than on another number of processes.
 
     Raises:
         ValueError: fewer rows than processes, none fills a round with `drop_last`, or single rows

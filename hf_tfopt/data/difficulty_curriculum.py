@@ -1,5 +1,6 @@
 """Easy examples first: batches of those rows that the model is ready for."""
 
+import hashlib
 import logging
 import math
 from collections.abc import Sequence
@@ -34,15 +35,20 @@ class DifficultyCurriculum(BatchPlan):
     The epoch in which the share becomes all goes on with its pass to its end; from the next one
     on, every epoch has every row once.
 
-    The rows of every step are a function of the seed, the scores and the number of rows in a step:
-    a resumed run goes on exactly, and two processes see together what one does that accumulates
-    two micro-batches.
+    The rows of every step are a function of the seed, the scores and how rows are cut into steps: a
+    resumed run goes on exactly, and two processes see together what one does that accumulates two
+    micro-batches, unless fewer rows than processes are left for an epoch's last round: then its
+    last two steps are cut otherwise (`in_rounds`), and what follows is drawn otherwise too.
+
+    A resumed run scores again. Scores of the model that is trained must therefore be computed
+    before it is, and given as an array (or a column): later it has learned, and ranks the rows
+    otherwise, of which a resumed run tells aloud.
 
     Args:
         score: how hard each row is, the easy ones low: "length" (tokens), "rarity" (of all tokens
             together), the name of a column of numbers, an array, or a function of the dataset
-            (computed once for a dataset; a model's own losses: `tfo.example_losses`). Rows of the
-            same score come in a random order.
+            (computed once for a dataset in each process; another, frozen model's losses:
+            `tfo.example_losses`). Rows of the same score come in a random order.
         num_steps: optimizer steps until all rows are eligible; below 1 a share of the run. More
             than the run has are allowed, aloud: its hardest rows are then never trained on.
         start: the share at the beginning, in (0, 1].
@@ -105,6 +111,10 @@ class DifficultyCurriculum(BatchPlan):
     def batches(self, epoch: int) -> Sequence[Integers]:
         """The epoch's rows in the order in which they are drawn, cut into rounds."""
         return in_rounds(self._rows(epoch), self._run)
+
+    def digest(self) -> str:
+        """Of the rows by their difficulty."""
+        return hashlib.sha256(self._easiest_first.astype("<i8").tobytes()).hexdigest()
 
     def competence(self, steps: Integers) -> Floats:
         """The share that is eligible after these numbers of optimizer steps."""
