@@ -69,16 +69,21 @@ def adopt_data(trainer: Any) -> None:
 
 def _check_packed(trainer: Any) -> None:
     """Without their position ids packed rows look like single, long examples."""
-    names: list[str] = getattr(trainer.train_dataset, "column_names", None) or []
-    if "position_ids" not in names or not trainer.args.remove_unused_columns:
+    if not trainer.args.remove_unused_columns:
         return
-    trainer._set_signature_columns_if_needed()
-    if "position_ids" not in trainer._signature_columns:
-        raise ValueError(
-            f"the training rows are packed, and {type(trainer.model).__name__} takes no "
-            "position_ids: the Trainer would remove them, and the examples of a row would become "
-            "one; leave out tfo.pack for this model"
-        )
+    given: Any = trainer.eval_dataset
+    evaluated: list[Any] = [*given.values()] if isinstance(given, dict) else [given]
+    for dataset in (trainer.train_dataset, *evaluated):
+        if "position_ids" not in (getattr(dataset, "column_names", None) or []):
+            continue
+        kind = "training" if dataset is trainer.train_dataset else "evaluation"
+        trainer._set_signature_columns_if_needed()
+        if "position_ids" not in trainer._signature_columns:
+            raise ValueError(
+                f"the {kind} rows are packed, and {type(trainer.model).__name__} takes no "
+                "position_ids: the Trainer would remove them, and the examples of a row would "
+                "become one; leave out tfo.pack for this model"
+            )
 
 
 def adopt_callbacks(trainer: Any) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch import nn
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
@@ -12,7 +11,7 @@ from hf_tfopt.data.causal_inputs import causal_inputs, targets_of
 from hf_tfopt.data.columns import joined
 from hf_tfopt.data.flat_batch import FlatBatch, Rows, flatten
 from hf_tfopt.data.keyed_bits import Integers
-from hf_tfopt.data.model_inputs import IGNORED, ModelFacts
+from hf_tfopt.data.model_inputs import IGNORED, ModelFacts, check_devices, unwrapped
 from hf_tfopt.data.separation import Documents, why_mixed
 from hf_tfopt.data.words import num_ids
 
@@ -49,6 +48,10 @@ class CausalLMCollator(TrainerCallback):
             (`TfoptTrainer` and `attach` see to that; a stock Trainer needs `callbacks=[collator]`).
         labels: the column of the rows' own labels; None: the token ids always.
         pad_to_multiple_of: the width of every batch is padded to a multiple of this.
+
+    A stock Trainer takes `position_ids` out of the rows, unseen here, if the model has none: the
+    packed rows then look like one document each. `TfoptTrainer` and `attach` refuse that; else give
+    `remove_unused_columns=False`, and this refuses them.
 
     Raises:
         ValueError: a tokenizer with more ids than the model, a model that is not causal; in a
@@ -98,13 +101,9 @@ class CausalLMCollator(TrainerCallback):
         Raises:
             ValueError: the tokenizer has more ids than the model, or the model is not causal.
         """
-        model = _unwrapped(model)
+        model = unwrapped(model)
         facts = ModelFacts.of(model)
-        if self._num_ids > facts.num_ids:
-            raise ValueError(
-                f"the tokenizer has {self._num_ids} ids, the input embedding of {facts.name} only "
-                f"{facts.num_ids}: call model.resize_token_embeddings({self._num_ids})"
-            )
+        facts.check_ids(self._num_ids)
         if getattr(facts.config, "is_encoder_decoder", False):
             raise ValueError(
                 f"{facts.name} is an encoder and a decoder: its labels are other tokens than its "
@@ -124,6 +123,7 @@ class CausalLMCollator(TrainerCallback):
     ) -> None:
         """Know which model the Trainer trains, now that it is where it will be."""
         self._bind_unless_known(model)
+        check_devices(args.n_gpu, self._joins_rows())
 
     def on_train_begin(
         self,
@@ -135,9 +135,10 @@ class CausalLMCollator(TrainerCallback):
     ) -> None:
         """The same, as a search makes new models and the attention may have been switched."""
         self._bind_unless_known(model)
+        check_devices(args.n_gpu, self._joins_rows())
 
     def _bind_unless_known(self, model: Any) -> None:
-        facts, config = self._model, getattr(_unwrapped(model), "config", None)
+        facts, config = self._model, getattr(unwrapped(model), "config", None)
         is_known = facts is not None and config is facts.config and self._is_tried(facts)
         if not is_known or self._why_mixed is not None:
             self.bind(model)
@@ -196,13 +197,6 @@ class CausalLMCollator(TrainerCallback):
         return causal_inputs(
             batch, targets, self._model, is_packed, is_joined, self._pad_id, multiple
         )
-
-
-def _unwrapped(model: Any) -> Any:
-    """The model without DDP and compilation around it; adapters stay, as they may add tokens."""
-    while isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
-        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
-    return model
 
 
 def _documents(rows: Sequence[Documents]) -> tuple[FlatBatch, Integers]:
