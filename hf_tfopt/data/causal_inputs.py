@@ -7,8 +7,9 @@ import torch
 
 from hf_tfopt.data.columns import Lists, joined
 from hf_tfopt.data.flat_batch import FlatBatch, Rows
-from hf_tfopt.data.keyed_bits import Flags, Integers
-from hf_tfopt.data.model_inputs import IGNORED, ModelFacts
+from hf_tfopt.data.keyed_bits import Integers
+from hf_tfopt.data.model_inputs import IGNORED, ModelFacts, check_length
+from hf_tfopt.data.packed_rows import in_rows, placed
 from hf_tfopt.data.rows import one_source
 
 
@@ -39,7 +40,7 @@ def _own_labels(rows: Rows, batch: FlatBatch, name: str | None, num_ids: int) ->
         labels, bounds = _numbers(rows, name)
     else:  # a mixture of tasks
         chosen = [row[name if name in row else "input_ids"] for row in rows]
-        labels, bounds = joined([np.asarray(values, dtype=np.int64) for values in chosen])
+        labels, bounds = joined([_whole(values, name) for values in chosen])
     if not np.array_equal(bounds, batch.rows):
         raise ValueError(
             f"rows have {np.diff(bounds).tolist()} {name} for {np.diff(batch.rows).tolist()} "
@@ -59,10 +60,14 @@ def _numbers(rows: Rows, name: str) -> tuple[Integers, Integers]:
     source = one_source(rows)
     if source is not None and isinstance(column := source[0][name], Lists):
         return column.flat(source[1])
-    values = [np.asarray(row[name]) for row in rows]
-    if any(value.ndim != 1 for value in values):
-        raise ValueError(f"column {name!r} holds {rows[0][name]!r}, not one number for each token")
-    return joined([value.astype(np.int64) for value in values])
+    return joined([_whole(row[name], name) for row in rows])
+
+
+def _whole(values: Any, name: str) -> Integers:
+    found = np.asarray(values)
+    if found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
+        raise ValueError(f"column {name!r} holds {values!r:.60}, not one number for each token")
+    return found.astype(np.int64)
 
 
 def causal_inputs(
@@ -94,46 +99,28 @@ def causal_inputs(
     """
     is_apart = is_packed or is_joined
     rows = batch.rows[[0, -1]] if is_joined else batch.rows
-    lengths = np.diff(rows)
-    width = -(-int(lengths.max()) // multiple) * multiple
-    _check_length(model, int(np.diff(batch.examples).max()) if is_apart else width)
-    is_token = np.arange(width) < lengths[:, None]
+    width = -(-int(np.diff(rows).max()) // multiple) * multiple
+    check_length(model, int(np.diff(batch.examples).max()) if is_apart else width)
+    is_token = in_rows(batch._replace(rows=rows), width)
     inputs: dict[str, Any] = {
-        "input_ids": _placed(batch.ids, is_token, pad_id),
-        "labels": _placed(targets, is_token, IGNORED),
+        "input_ids": placed(batch.ids, is_token, pad_id),
+        "labels": placed(targets, is_token, IGNORED),
     }
     takes_types = model is not None and "token_type_ids" in model.arguments
     if batch.token_types is not None and takes_types:
-        inputs["token_type_ids"] = _placed(batch.token_types, is_token, 0)
+        inputs["token_type_ids"] = placed(batch.token_types, is_token, 0)
     if not is_apart:
         is_token[:, 0] = True  # a row of no token sees its padding: nothing is not a number
         return inputs | {"attention_mask": torch.from_numpy(is_token.astype(np.int64))}
     assert model is not None
     starts = np.repeat(batch.examples[:-1], np.diff(batch.examples))
     positions = np.arange(len(starts)) - starts + model.first_position
-    inputs["position_ids"] = _placed(positions, is_token, model.first_position)
+    inputs["position_ids"] = placed(positions, is_token, model.first_position)
     if "use_cache" in model.arguments:
         inputs["use_cache"] = False  # the host overlooks position ids beside a cache
     if model.joins_rows:
         inputs |= _segments(batch.examples, rows, width)
     return inputs
-
-
-def _check_length(model: ModelFacts | None, longest: int) -> None:
-    if model is not None and model.num_positions is not None and longest > model.num_positions:
-        raise ValueError(
-            f"a document of {longest} tokens does not fit the {model.num_positions} positions of "
-            f"{model.name}: tokenize with max_length={model.num_positions}"
-        )
-
-
-def _placed(values: Integers, is_token: Flags, fill: int) -> torch.Tensor:
-    """The flat values where the batch has tokens, `fill` in padding."""
-    if values.size == is_token.size:
-        return torch.from_numpy(values.reshape(is_token.shape))
-    placed = np.full(is_token.shape, fill, dtype=np.int64)
-    placed[is_token] = values
-    return torch.from_numpy(placed)
 
 
 def _segments(examples: Integers, rows: Integers, width: int) -> dict[str, Any]:

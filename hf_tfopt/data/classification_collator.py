@@ -9,7 +9,7 @@ from transformers.training_args import TrainingArguments
 
 from hf_tfopt.data.example_labels import IGNORED, Labels, fitting, labels_of
 from hf_tfopt.data.flat_batch import FlatBatch, Rows, flatten
-from hf_tfopt.data.model_inputs import ModelFacts
+from hf_tfopt.data.model_inputs import ModelFacts, check_devices, check_length
 from hf_tfopt.data.packed_rows import example_starts, in_rows, placed, row_inputs, share_rows
 from hf_tfopt.data.training_view import training_view
 from hf_tfopt.data.words import num_ids
@@ -82,11 +82,7 @@ class ClassificationCollator(TrainerCallback):
     def bind(self, model: Any) -> None:
         """Make batches for this model; raises ValueError if the tokenizer has more ids than it."""
         facts = ModelFacts.of(model)
-        if self._num_ids > facts.num_ids:
-            raise ValueError(
-                f"the tokenizer has {self._num_ids} ids, the input embedding of {facts.name} only "
-                f"{facts.num_ids}: call model.resize_token_embeddings({self._num_ids})"
-            )
+        facts.check_ids(self._num_ids)
         self._model = facts
         # what tfo.packed_classification leaves on the model, whatever is wrapped around it
         self._reads_starts = any(
@@ -102,11 +98,7 @@ class ClassificationCollator(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Know which model is trained."""
-        if self.is_packed and args.n_gpu > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs in one process (DataParallel) would cut packed rows: start one "
-                "process for each with torchrun, or give is_packed=False"
-            )
+        check_devices(args.n_gpu, self.is_packed)
         self.bind(model)
 
     def on_train_begin(
@@ -132,7 +124,7 @@ class ClassificationCollator(TrainerCallback):
             labels = fitting(labels, self._model.config)
         is_apart = self._is_apart(labels, is_training)
         longest, order = int(lengths.max()), np.arange(len(rows))
-        self._check_length(longest if is_apart else self._rounded(longest))
+        check_length(self._model, longest if is_apart else self._rounded(longest))
         if is_apart and self._model is not None:
             if self._model.joins_rows:
                 batch = batch._replace(rows=batch.rows[[0, -1]])
@@ -156,14 +148,6 @@ class ClassificationCollator(TrainerCallback):
     def _rounded(self, width: int) -> int:
         multiple = self.pad_to_multiple_of or 1
         return -(-width // multiple) * multiple
-
-    def _check_length(self, longest: int) -> None:
-        model = self._model
-        if model is not None and model.num_positions is not None and longest > model.num_positions:
-            raise ValueError(
-                f"an example of {longest} tokens does not fit the {model.num_positions} positions "
-                f"of {model.name}: tokenize with max_length={model.num_positions}"
-            )
 
     def _is_apart(self, labels: Labels | None, is_training: bool) -> bool:
         """Whether the examples of this batch are packed; raises ValueError where they cannot be."""

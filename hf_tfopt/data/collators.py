@@ -24,7 +24,7 @@ from hf_tfopt.data.keyed_bits import CHOICE, Flags, example_keys
 from hf_tfopt.data.masking import choose_targets, set_apart
 from hf_tfopt.data.masking_kernel import MaskingKernel
 from hf_tfopt.data.masking_rule import MaskingRule, check_rate
-from hf_tfopt.data.model_inputs import ModelFacts, batch_form, model_inputs
+from hf_tfopt.data.model_inputs import ModelFacts, batch_form, check_devices, model_inputs
 from hf_tfopt.data.training_view import training_view
 from hf_tfopt.data.words import num_ids, word_tables
 
@@ -42,7 +42,9 @@ class MaskedLMCollator(TrainerCallback):
     Rows are dicts (`datasets.Dataset`) or `ArrowRows`, with `input_ids`; `token_type_ids`,
     `word_ids`, and `position_ids` (which mark packed rows: `tfo.pack`) are used if they are there.
     The batch suits the attention of the model it is bound to: padded; in one row without padding
-    ("unpadded", "flash_attention_2"); or packed, with what keeps the examples apart.
+    ("unpadded", "flash_attention_2"); or packed, with what keeps the examples apart. A stock
+    Trainer takes `position_ids` out of the rows, unseen here, if the model has none: packed rows
+    need `TfoptTrainer` or `attach`, which refuse that, or `remove_unused_columns=False`.
 
     Args:
         tokenizer: one with a mask and a padding token; a fast one for words and spans.
@@ -115,13 +117,13 @@ class MaskedLMCollator(TrainerCallback):
     def bind(self, model: Any) -> None:
         """Make batches for this model; raises ValueError if the tokenizer has more ids than it."""
         facts = ModelFacts.of(model)
-        size = len(self.rule.maskable)
-        if size > facts.num_ids:
-            raise ValueError(
-                f"the tokenizer has {size} ids, the input embedding of {facts.name} only "
-                f"{facts.num_ids}: call model.resize_token_embeddings({size})"
-            )
+        facts.check_ids(len(self.rule.maskable))
         self._model = facts
+
+    def _join(self, args: TrainingArguments, model: Any) -> None:
+        self._clock.enter_trainer()
+        self.bind(model)
+        check_devices(args.n_gpu, self._model is not None and self._model.joins_rows)
 
     def on_init_end(
         self,
@@ -132,8 +134,7 @@ class MaskedLMCollator(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Know that a Trainer tells the epochs, and which model it trains."""
-        self._clock.enter_trainer()
-        self.bind(model)
+        self._join(args, model)
 
     def on_train_begin(
         self,
@@ -145,9 +146,8 @@ class MaskedLMCollator(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Put the training masks into the training DataLoader; evaluation keeps its own."""
-        self._clock.enter_trainer()
+        self._join(args, model)
         self._count.start(args, state, train_dataloader)
-        self.bind(model)
         # accelerate wraps the DataLoader, and setting an attribute does not reach the one inside
         loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
         if args.dataloader_persistent_workers:

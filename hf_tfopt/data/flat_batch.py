@@ -154,7 +154,7 @@ def _list(row: Mapping[str, Any], name: str, number: int) -> Integers:
     except (TypeError, ValueError):  # lists in the list, of different lengths
         found = None
     if name == ATTENTION_MASK and found is not None and found.dtype.kind == "b":
-        found = found.astype(np.int8)
+        found = found.astype(np.int64)
     if found is None or found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
         raise ValueError(
             f"row {number} of a batch has {name} of {value!r:.60}: it must be a list of whole "

@@ -94,8 +94,7 @@ def _listed(stream: datasets.IterableDataset, names: Sequence[str]) -> list[str]
     example: Mapping[str, Any] = next(iter(stream), {}) if "labels" in known else {}
     if "labels" in example and example["labels"] is None:
         raise ValueError(
-            "the first example has no labels, which tells nothing of the others': "
-            f"{LEAVE_BEHIND}"
+            f"the first example has no labels, which tells nothing of the others': {LEAVE_BEHIND}"
         )
     labels = np.asarray(example.get("labels", 0))
     is_listed = labels.ndim == 1 and (labels.dtype.kind in "iuO" or not labels.size)

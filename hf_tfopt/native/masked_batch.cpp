@@ -445,6 +445,9 @@ int64_t add_row(Batch& b, int64_t row, int64_t place, Scratch& scratch) {
   int64_t* const ids = b.input_ids + place;
   slice.copy(b.ids.value_size, ids);
   if (largest(ids, length) >= b.num_ids) return kBadId;
+  for (const Column* column : {&b.token_types, &b.word_ids}) {  // also where they are not used
+    if (column->chunks && Slice(*column, row).length != length) return kBadLength;
+  }
   if (b.token_type_ids && !read(b.token_types, row, length, b.token_type_ids + place)) return kBadLength;
   if (b.attention_mask) std::fill_n(b.attention_mask + place, length, 1);
   if (b.seen.chunks) {

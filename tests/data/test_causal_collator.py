@@ -324,6 +324,11 @@ BAD: dict[str, tuple[list[dict[str, Any]], str]] = {
         "row 0 of a batch has no position_ids",
     ),
     "a class as labels": ([{"input_ids": [5, 6], "labels": 1}], "not one number for each token"),
+    "labels of fractions": ([{"input_ids": [5, 6], "labels": [5.7, 6.2]}], "not one number for"),
+    "labels of fractions in a mixture": (
+        [{"input_ids": [5]}, {"input_ids": [5, 6], "labels": [5.7, 6.2]}],
+        "not one number for",
+    ),
     "labels of other tokens": ([{"input_ids": [5, 6], "labels": [5]}], r"\[1\] labels for \[2\]"),
     "a label out of range": ([{"input_ids": [5, 6], "labels": [5, -1]}], "label -1 in column"),
     "another tokenizer": ([{"input_ids": [5, NUM_IDS]}], "none of the tokenizer's"),
@@ -418,6 +423,10 @@ def test_position_ids_are_not_taken_out_unnoticed(tmp_path: Path) -> None:
     data = {"train_dataset": packed, "data_collator": CausalLMCollator(make_tokenizer())}
     with pytest.raises(ValueError, match="packed, and BloomForCausalLM takes no position_ids"):
         tfo.TfoptTrainer(model, arguments(tmp_path), **data)
+    data |= {"train_dataset": documents(), "eval_dataset": packed}
+    for evaluated in (packed, {"one": documents(), "two": packed}):
+        with pytest.raises(ValueError, match="evaluation rows are packed, and BloomForCausalLM"):
+            tfo.TfoptTrainer(model, arguments(tmp_path), **data | {"eval_dataset": evaluated})
 
 
 @pytest.mark.invariant

@@ -2,14 +2,15 @@
 
 import pickle
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from tokenizers import Tokenizer, models
+from torch import nn
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -20,6 +21,8 @@ from transformers import (
     DistilBertForMaskedLM,
     ElectraConfig,
     ElectraForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
     PreTrainedTokenizerFast,
@@ -28,6 +31,8 @@ from transformers import (
 )
 
 from hf_tfopt.data import COLLATORS
+from hf_tfopt.data.causal_collator import CausalLMCollator
+from hf_tfopt.data.classification_collator import ClassificationCollator
 from hf_tfopt.data.collators import MaskedLMCollator
 from hf_tfopt.data.masking_rule import UNITS, linear_rate
 from hf_tfopt.data.packing import pack
@@ -258,6 +263,19 @@ def test_a_wrapped_model_takes_what_it_takes_alone() -> None:
     model.forward = lambda *args, **kwargs: None
     with pytest.raises(ValueError, match=r"takes args, kwargs, and no input_ids: .* a wrapper"):
         make_collator(make_tokenizer(), model=model)
+
+
+def test_rows_without_padding_are_not_cut_among_gpus_of_one_process() -> None:
+    args: Any = SimpleNamespace(n_gpu=2)
+    nothing: Any = None
+    causal = LlamaForCausalLM(LlamaConfig(**SIZES))
+    for make, plain in ((MaskedLMCollator, make_model("bert", "sdpa")), (CausalLMCollator, causal)):
+        make(make_tokenizer()).on_init_end(args, nothing, nothing, model=plain)
+        with pytest.raises(ValueError, match=r"2 GPUs in one process .* torchrun"):
+            joined = unpadded_attention(plain)
+            make(make_tokenizer()).on_init_end(args, nothing, nothing, model=joined)
+    with pytest.raises(ValueError, match=r"2 GPUs in one process .* torchrun"):
+        ClassificationCollator(make_tokenizer()).on_init_end(args, nothing, nothing)
 
 
 def test_rows_of_pairs_beside_rows_without_their_label() -> None:

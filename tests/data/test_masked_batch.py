@@ -147,6 +147,7 @@ def test_columns_of_other_lengths_or_fractions_are_refused(
     for unit, column in (
         ("token", "token_type_ids"),
         ("word", "word_ids"),
+        ("token", "word_ids"),  # which units of tokens do not read
         ("span", "position_ids"),
     ):
         dataset = datasets.Dataset.from_dict(
