@@ -6,6 +6,7 @@ from itertools import islice, pairwise
 from typing import Any, TypeVar
 
 import datasets
+import numpy as np
 from datasets.fingerprint import Hasher
 from datasets.utils import is_progress_bar_enabled
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -17,6 +18,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _INPUT_IDS = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
 _MIN_LENGTH = 8
 _TEXTS_PER_BATCH = 1000
+_CHARACTERS_AT_ONCE = 2**22  # and at least one document
 
 _Dataset = TypeVar("_Dataset", datasets.Dataset, datasets.IterableDataset)
 
@@ -102,7 +104,8 @@ def tokenize(
 
     As with `Dataset.map`, the examples of documents on disk are written next to their file, piece
     by piece, and are found there by the next call with the same documents, options, and tokenizer,
-    wherever that was read from; those of documents in memory stay in memory.
+    wherever that was read from; those of documents in memory stay in memory. A thousand documents
+    are read at a time; long ones are tokenized in parts of some million characters.
 
     Args:
         dataset: documents; a stream (`IterableDataset`) gives a stream.
@@ -137,6 +140,8 @@ def tokenize(
             "text_column": text_column,
             "max_length": max_length,
             "min_tokens": max(1, min_tokens),
+            # of a stream the rows are what the function gives, of a dataset Arrow's lists
+            "has_arrays": not isinstance(dataset, datasets.IterableDataset),
         },
     }
     if not isinstance(dataset, datasets.IterableDataset):
@@ -202,18 +207,35 @@ def _tokenize_batch(
     text_column: str,
     max_length: int,
     min_tokens: int,
-) -> dict[str, list[list[int]]]:
+    has_arrays: bool,
+) -> dict[str, list[Any]]:
     prefix, suffix = _surroundings(tokenizer)
     capacity = max_length - len(prefix) - len(suffix)
     texts = [text for text in batch[text_column] if text]
     return {
         "input_ids": [
-            prefix + ids[start:end] + suffix
-            for ids in (_encode(tokenizer, texts, False) if texts else [])
+            np.array(example, dtype=np.int32) if has_arrays else example
+            for part in _parts(texts)
+            for ids in _encode(tokenizer, part, False)
             if len(ids) >= min_tokens
             for start, end in cut(len(ids), capacity)
+            for example in [prefix + ids[start:end] + suffix]
         ]
     }
+
+
+def _parts(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts, some at a time: a token takes 100 bytes and more until it is a number."""
+    part: list[str] = []
+    num_characters = 0
+    for text in texts:
+        part.append(text)
+        num_characters += len(text)
+        if num_characters >= _CHARACTERS_AT_ONCE:
+            yield part
+            part, num_characters = [], 0
+    if part:
+        yield part
 
 
 def _surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

@@ -11,6 +11,7 @@ import pytest
 from tokenizers import BertWordPieceTokenizer, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from hf_tfopt.data import tokenizer as tokenizer_module
 from hf_tfopt.data.tokenizer import SPECIAL_TOKENS, cut, tokenize, train_tokenizer
 
 TEXTS = [
@@ -187,6 +188,26 @@ def test_a_stream_gives_a_stream(tokenizer: Any) -> None:
     assert isinstance(stream, datasets.IterableDataset)
     assert stream.column_names == ["input_ids"]
     assert ids(stream) == ids(tokenize(documents(texts), tokenizer, 24))
+
+
+def test_long_documents_are_tokenized_in_parts(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of them at once would take some hundred bytes for each token."""
+    texts = [" ".join(TEXTS[: i % 5 + 1]) for i in range(40)]
+    expected = ids(tokenize(documents(texts), tokenizer, 24))
+    sizes: list[int] = []
+    encode = tokenizer_module._encode
+
+    def watched(given: Any, part: list[str], special: bool) -> Any:
+        sizes.append(sum(map(len, part)))
+        return encode(given, part, special)
+
+    monkeypatch.setattr(tokenizer_module, "_encode", watched)
+    monkeypatch.setattr(tokenizer_module, "_CHARACTERS_AT_ONCE", 300)
+    for kind in (documents(texts), documents(texts).to_iterable_dataset()):
+        assert ids(tokenize(kind, tokenizer, 24)) == expected
+    assert 300 <= max(sizes) < 300 + max(map(len, texts))
 
 
 def test_another_text_column(tokenizer: Any) -> None:
