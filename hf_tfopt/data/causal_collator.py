@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
@@ -122,7 +123,8 @@ class CausalLMCollator(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Know which model the Trainer trains, now that it is where it will be."""
-        self._bind_unless_known(model)
+        if not self._is_known(model):
+            self.bind(model)
         check_devices(args.n_gpu, self._joins_rows())
 
     def on_train_begin(
@@ -133,15 +135,21 @@ class CausalLMCollator(TrainerCallback):
         model: Any = None,
         **kwargs: Any,
     ) -> None:
-        """The same, as a search makes new models and the attention may have been switched."""
-        self._bind_unless_known(model)
+        """The same, as a search makes new models and the attention may have been switched.
+
+        All processes try the model out, or none: parts of a sharded one wait for one another.
+        """
+        if not all(_of_all_processes(self._is_known(model))):
+            self.bind(model)
+        reasons = _of_all_processes(self._why_mixed)
+        self._why_mixed = next((reason for reason in reasons if reason is not None), None)
         check_devices(args.n_gpu, self._joins_rows())
 
-    def _bind_unless_known(self, model: Any) -> None:
+    def _is_known(self, model: Any) -> bool:
+        """Whether this very model was tried out, and found to keep documents apart."""
         facts, config = self._model, getattr(unwrapped(model), "config", None)
-        is_known = facts is not None and config is facts.config and self._is_tried(facts)
-        if not is_known or self._why_mixed is not None:
-            self.bind(model)
+        is_tried = facts is not None and config is facts.config and self._is_tried(facts)
+        return is_tried and self._why_mixed is None
 
     def _is_tried(self, model: ModelFacts) -> bool:
         """Whether its attention is still the one that was tried out."""
@@ -197,6 +205,15 @@ class CausalLMCollator(TrainerCallback):
         return causal_inputs(
             batch, targets, self._model, is_packed, is_joined, self._pad_id, multiple
         )
+
+
+def _of_all_processes(fact: Any) -> list[Any]:
+    """What each process that trains along says."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [fact]
+    facts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(facts, fact)
+    return facts
 
 
 def _documents(rows: Sequence[Documents]) -> tuple[FlatBatch, Integers]:
