@@ -5,12 +5,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.data_loader import DataLoaderDispatcher
 from transformers import DefaultFlowCallback, TrainerCallback
 
 from hf_tfopt.callbacks.base import Callback
 from hf_tfopt.callbacks.console import QUIET
 from hf_tfopt.callbacks.dataset_epochs import DatasetEpochs
 from hf_tfopt.callbacks.evaluation_weights import EvaluationWeights
+from hf_tfopt.callbacks.stream_state import StreamState, is_stream
 from hf_tfopt.optimizers.for_trainer import OptimizerFactory
 from hf_tfopt.schedules.for_trainer import ScheduleSpec, build_scheduler
 from hf_tfopt.schedules.for_trainer import schedule as schedule_named
@@ -53,10 +55,17 @@ def own_scheduler(
 def adopt_data(trainer: Any) -> None:
     """Let the epochs be heard: by the training dataset, and by a collator that is a callback.
 
+    And let a stream's batches through as they are, where there is one process.
+
     Raises:
         ValueError: packed rows for a model without position ids, which the host would take out.
     """
     _check_packed(trainer)
+    loading = trainer.accelerator.dataloader_config
+    if trainer.args.world_size == 1 and loading.dispatch_batches is None:
+        # accelerate (1.15) would cut every tensor of a stream's batch to its rows, and so where
+        # its examples end; there is nobody to dispatch to
+        loading.dispatch_batches = False
     if not any(isinstance(c, DatasetEpochs) for c in trainer.callback_handler.callbacks):
         trainer.callback_handler.callbacks.insert(0, DatasetEpochs())
     collator = trainer.data_collator
@@ -65,6 +74,37 @@ def adopt_data(trainer: Any) -> None:
     if collator not in trainer.callback_handler.callbacks:
         trainer.callback_handler.callbacks.insert(0, collator)
         collator.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+
+
+def adopt_stream(trainer: Any) -> None:
+    """Where one process trains on a stream: have a resumed run go on rightly (`StreamState`)."""
+    callbacks = trainer.callback_handler.callbacks
+    is_asked_for = any(isinstance(c, StreamState) for c in callbacks)
+    if trainer.args.world_size > 1 or is_asked_for or not is_stream(trainer.train_dataset):
+        return
+    if not trainer.accelerator.dataloader_config.dispatch_batches:
+        callbacks.append(StreamState.where_possible())
+
+
+@contextmanager
+def saying_what_cannot_be_divided(trainer: Any, loader: Any) -> Generator[None]:
+    """For its length, accelerate's error over a batch of a stream says what is to be done.
+
+    Raises:
+        ValueError: a batch with more than tensors of a value for each row, which the first process
+            would divide among all.
+    """
+    try:
+        yield
+    except TypeError as error:
+        if not isinstance(loader, DataLoaderDispatcher):
+            raise
+        raise ValueError(
+            f"the first process reads the stream and divides each batch's rows among "
+            f"{trainer.args.world_size}, but this batch is more than rows ({error}): its examples "
+            "are packed, or in one row without padding. Give accelerator_config="
+            "{'dispatch_batches': False}: each process then reads the stream and keeps its rows"
+        ) from error
 
 
 def _check_packed(trainer: Any) -> None:

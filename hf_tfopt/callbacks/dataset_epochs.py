@@ -67,7 +67,16 @@ class DatasetEpochs(TrainerCallback):
         """Tell the epoch again: the dataset may be what was evaluated."""
         self._tell(train_dataloader)
 
-    on_predict = on_evaluate
+    def on_predict(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """As after an evaluation."""
+        self.on_evaluate(args, state, control, **kwargs)
 
     def _tell(self, loader: Any) -> None:
         told: list[Any] = [getattr(loader, "dataset", None)]

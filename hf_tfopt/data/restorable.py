@@ -1,6 +1,7 @@
 """A stream whose rows come with where it stands, and that goes on from there."""
 
 import json
+import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping, Sequence
 from hashlib import blake2b
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 from datasets.iterable_dataset import BufferShuffledExamplesIterable
 from torch.utils.data import get_worker_info
+
+logger = logging.getLogger(__name__)
 
 POSITION = "stream_position"  # under which a batch has the position of its last row
 _ROWS_PER_STATE = 16  # one state of the stream for so many rows; as many are read again
@@ -53,10 +56,13 @@ class RestorableStream(torch.utils.data.IterableDataset[Any]):
     Args:
         stream: of `datasets`, or any other without a length. What is not of `datasets`, or goes
             through a shuffle buffer, cannot be restored: its rows are read again.
+        is_strict: whether a stream without the row it was left at is an error; else it goes on
+            behind as many rows, which is warned of.
     """
 
-    def __init__(self, stream: torch.utils.data.IterableDataset[Any]):
+    def __init__(self, stream: torch.utils.data.IterableDataset[Any], is_strict: bool = True):
         self.stream = stream
+        self.is_strict = is_strict
         self.is_tracked = False
         # persistent workers hear of a new pass through shared memory alone
         self._number = torch.zeros(1, dtype=torch.int64).share_memory_()
@@ -138,15 +144,26 @@ class RestorableStream(torch.utils.data.IterableDataset[Any]):
         attempts = [(at.state, num_before, at.num_since)] if at.state is not None else []
         for state, before, num_again in [*attempts, (None, 0, at.num_read)]:
             rows = self._rows(at.worker, state, before)
-            again = deque(islice(rows, num_again), maxlen=1)
+            try:
+                again = deque(islice(rows, num_again), maxlen=1)
+            except Exception:
+                if state is None:
+                    raise
+                continue  # of a stream made otherwise, whose rows may be the same
             if again and digest_of(again[0][0]) == digest:
                 yield from rows
                 return
-        raise ValueError(
+        told = (
             f"the stream does not have the row again that the run was trained on before it was "
             f"stopped (row {at.num_read} of pass {int(self._number)} in worker {at.worker}): it "
             "must be the same stream, in the same order, with the same dataloader_num_workers"
         )
+        if self.is_strict:
+            raise ValueError(told)
+        logger.warning("%s; it goes on behind as many rows", told)
+        rows = self._rows(at.worker)
+        deque(islice(rows, at.num_read), maxlen=0)
+        yield from rows
 
 
 def _restored(stream: datasets.IterableDataset, state: str) -> datasets.IterableDataset:
@@ -161,11 +178,13 @@ def _restored(stream: datasets.IterableDataset, state: str) -> datasets.Iterable
 class WithPosition:
     """A collator for the rows of a `RestorableStream` that is tracked.
 
-    The batch has the last row's position under `POSITION`, as JSON.
+    The batch has the last row's position under `POSITION`, as JSON; one that is no dictionary has
+    none, unless `is_strict` makes it an error.
     """
 
-    def __init__(self, collator: Callable[[list[Any]], Any]):
+    def __init__(self, collator: Callable[[list[Any]], Any], is_strict: bool = True):
         self.collator = collator
+        self.is_strict = is_strict
 
     def __call__(self, rows: Sequence[tuple[Any, Position]]) -> Any:
         """The inner collator's batch of the rows, and where the stream stands behind them."""
@@ -173,6 +192,8 @@ class WithPosition:
         text = json.dumps([*position, digest_of(last)])
         batch = self.collator([row for row, _ in rows])
         if not isinstance(batch, MutableMapping):
+            if not self.is_strict:
+                return batch
             raise ValueError(
                 f"the collator makes batches of type {type(batch).__name__}; StreamState needs "
                 "dictionaries, to have the stream's position travel with them"

@@ -88,6 +88,7 @@ def test_the_epoch_that_the_host_goes_on_with_counts(tmp_path: Path) -> None:
     trainer = tfo.TfoptTrainer(tiny("bert"), args, train_dataset=resumed)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert resumed.asked == [3] * 8
+    assert set(resumed.told) == {3}
 
 
 def test_evaluation_on_the_training_rows_leaves_their_epoch(tmp_path: Path) -> None:

@@ -103,7 +103,13 @@ def trained(
     """After a training with dropout on packed rows."""
     torch.manual_seed(0)
     model = BertForMaskedLM(BertConfig(**SIZES))
-    settings = {"max_steps": NUM_STEPS, "per_device_train_batch_size": 4, "learning_rate": 1e-2}
+    settings: dict[str, Any] = {
+        "max_steps": NUM_STEPS,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+    }
+    if not is_kept:  # the only way to have none
+        settings["accelerator_config"] = {"dispatch_batches": True}
     trainer = Watched(
         model,
         arguments(folder, **settings | options),
@@ -240,7 +246,8 @@ def test_a_stream_of_less_than_a_batch_or_nothing(tmp_path: Path) -> None:
     assert nothing.state.global_step == 0
 
 
-def test_batches_in_one_row_arrive_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_evaluated", [False, True])
+def test_batches_in_one_row_arrive_whole(is_evaluated: bool, tmp_path: Path) -> None:
     """accelerate's dispatcher would cut `cu_seq_lens_q` to as many as there are rows."""
     model = unpadded_attention(BertForMaskedLM(BertConfig(**SIZES)))
     trainer = tfo.TfoptTrainer(
@@ -248,8 +255,11 @@ def test_batches_in_one_row_arrive_whole(tmp_path: Path) -> None:
         arguments(tmp_path, max_steps=1),
         data_collator=tfo.MaskedLMCollator(make_tokenizer()),
         train_dataset=Source().packed(),
-        callbacks=[tfo.StreamState()],
+        eval_dataset=Source().packed(),
     )
+    if is_evaluated:
+        assert trainer.evaluate()["eval_loss"] > 0
+        return
     assert trainer.train().global_step == 1
 
 
@@ -282,6 +292,8 @@ def test_trainers_and_processes_it_cannot_serve(tmp_path: Path) -> None:
     args = arguments(tmp_path)
     with pytest.raises(ValueError, match="give it to a TfoptTrainer"):
         Trainer(model, args, train_dataset=stream, callbacks=callbacks).train()
-    trainer = Several(args=SimpleNamespace(world_size=2), train_dataset=stream)
+    trainer = Several(args=SimpleNamespace(world_size=2))
+    state, data = tfo.StreamState(), SimpleNamespace(dataset=stream)
+    state.join(trainer)
     with pytest.raises(ValueError, match="of one process, but there are 2"):
-        tfo.StreamState().join(trainer)
+        state.begin(SimpleNamespace(args=trainer.args, data=data))
