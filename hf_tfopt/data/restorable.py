@@ -224,9 +224,18 @@ def is_restorable(stream: Any) -> bool:
 
 
 def digest_of(row: Any) -> str:
-    """A few letters by which a row is known again."""
-    found = blake2b(digest_size=8)
-    for name, value in row.items() if isinstance(row, Mapping) else [("", row)]:
-        array = value if isinstance(value, np.ndarray | torch.Tensor) else None
-        found.update(f"{name}:{value if array is None else array.tolist()!r}".encode())
-    return found.hexdigest()
+    """A few letters by which a row is known again, from what has a content to compare."""
+    return blake2b(_content(row).encode(), digest_size=8).hexdigest()
+
+
+def _content(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return repr([(str(name), _content(part)) for name, part in value.items()])
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return repr(value.tolist())
+    if isinstance(value, list | tuple):
+        return repr([_content(part) for part in value])
+    if hasattr(value, "tobytes"):  # an image, or a number of numpy's
+        return value.tobytes().hex()
+    is_plain = value is None or isinstance(value, str | bytes | int | float)
+    return repr(value) if is_plain else type(value).__name__  # others may show their address

@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
 import hf_tfopt as tfo
@@ -221,3 +223,13 @@ def test_batches_must_be_dictionaries() -> None:
     rows = [({"a": 1}, Position(0, None, 1, 1))]
     with pytest.raises(ValueError, match="batches of type list"):
         WithPosition(list)(rows)
+
+
+def test_a_row_is_known_by_its_content() -> None:
+    def row(value: int) -> dict[str, Any]:
+        image = Image.new("L", (2, 2), value)
+        return {"image": image, "part": {"ids": [1, value]}, "decoder": object(), "text": "a"}
+
+    assert digest_of(row(1)) == digest_of(row(1)) != digest_of(row(2))
+    assert digest_of({"ids": np.array([1, 2])}) == digest_of({"ids": torch.tensor([1, 2])})
+    assert digest_of({"ids": [1, 2]}) != digest_of({"ids": [2, 1]})
