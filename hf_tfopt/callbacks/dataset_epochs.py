@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_tfopt.data.epoch_clock import EpochCount
+from hf_tfopt.data.training_view import seed_lasting_workers
 
 
 class DatasetEpochs(TrainerCallback):
@@ -20,8 +20,7 @@ class DatasetEpochs(TrainerCallback):
     of the training again afterwards. (Workers that read ahead meanwhile may have heard the other.)
 
     Workers that live on (`dataloader_persistent_workers`) get their seed from a generator of their
-    own: drawn from the one that dropout uses, it would be drawn once in a run and once more in a
-    resumed one, which would then not be the same.
+    own, so that a resumed run is the same.
 
     Paper: none.
     """
@@ -39,10 +38,7 @@ class DatasetEpochs(TrainerCallback):
     ) -> None:
         """Give the training DataLoader a generator of its own, where that matters."""
         self._count.start(args, state, train_dataloader)
-        # accelerate wraps the DataLoader, and setting an attribute does not reach the one inside
-        loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
-        if args.dataloader_persistent_workers and loader is not None:
-            loader.generator = torch.Generator().manual_seed(args.seed + args.process_index)
+        seed_lasting_workers(train_dataloader, args)
 
     def on_epoch_begin(
         self,

@@ -19,6 +19,7 @@ from hf_tfopt.data.restorable import (
     is_restorable,
     read_position,
 )
+from hf_tfopt.data.training_view import loader_inside
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class StreamState(Intervention):
 
     def begin(self, training: Training) -> None:
         """Track the stream, and have the host skip nothing if it goes on."""
-        loader = getattr(training.data, "base_dataloader", training.data)
+        loader = loader_inside(training.data)
         found: Any = getattr(loader, "dataset", None)
         if not is_stream(found):
             return

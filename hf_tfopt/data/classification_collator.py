@@ -11,7 +11,7 @@ from hf_tfopt.data.example_labels import IGNORED, Labels, fitting, labels_of
 from hf_tfopt.data.flat_batch import FlatBatch, Rows, flatten
 from hf_tfopt.data.model_inputs import ModelFacts, check_devices, check_length
 from hf_tfopt.data.packed_rows import example_starts, in_rows, placed, row_inputs, share_rows
-from hf_tfopt.data.training_view import training_view
+from hf_tfopt.data.training_view import loader_inside, training_view
 from hf_tfopt.data.words import num_ids
 
 
@@ -112,8 +112,7 @@ class ClassificationCollator(TrainerCallback):
     ) -> None:
         """Put the batches of training into the training DataLoader."""
         self.bind(model)
-        # accelerate wraps the DataLoader, and setting an attribute does not reach the one inside
-        loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
+        loader = loader_inside(train_dataloader)
         loader.collate_fn = training_view(loader.collate_fn, self) or loader.collate_fn
 
     def _collate(self, rows: Rows, is_training: bool) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
@@ -25,7 +24,7 @@ from hf_tfopt.data.masking import choose_targets, set_apart
 from hf_tfopt.data.masking_kernel import MaskingKernel
 from hf_tfopt.data.masking_rule import MaskingRule, check_rate
 from hf_tfopt.data.model_inputs import ModelFacts, batch_form, check_devices, model_inputs
-from hf_tfopt.data.training_view import training_view
+from hf_tfopt.data.training_view import loader_inside, seed_lasting_workers, training_view
 from hf_tfopt.data.words import num_ids, word_tables
 
 
@@ -148,11 +147,8 @@ class MaskedLMCollator(TrainerCallback):
         """Put the training masks into the training DataLoader; evaluation keeps its own."""
         self._join(args, model)
         self._count.start(args, state, train_dataloader)
-        # accelerate wraps the DataLoader, and setting an attribute does not reach the one inside
-        loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
-        if args.dataloader_persistent_workers:
-            # their seed, drawn once in a run and once again in a resumed one, would move dropout's
-            loader.generator = torch.Generator().manual_seed(args.seed + args.process_index)
+        seed_lasting_workers(train_dataloader, args)
+        loader = loader_inside(train_dataloader)
         view = training_view(loader.collate_fn, self)
         if view is not None:
             loader.collate_fn = view

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hf_tfopt.native.build import address, library
 
+INPUT_IDS, ATTENTION_MASK = "input_ids", "attention_mask"
 # The one column with holes: what `tokenizer(...).word_ids()` gives special tokens is None.
 WORD_IDS, NO_WORD = "word_ids", -1
 # Columns beside the tokens' ids that, as lists, have one value for each.

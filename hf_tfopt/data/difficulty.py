@@ -7,9 +7,9 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_tfopt.data.columns import Lists, Values
+from hf_tfopt.data.columns import ATTENTION_MASK, INPUT_IDS, Lists, Values
 from hf_tfopt.data.keyed_bits import Integers, shuffled
-from hf_tfopt.data.row_lengths import IDS, row_lengths
+from hf_tfopt.data.row_lengths import row_lengths
 from hf_tfopt.data.rows import ArrowRows
 from hf_tfopt.registry import check_name
 
@@ -17,7 +17,6 @@ Floats = NDArray[np.float64]
 # A name of `SCORES`, a column's name, a number for every row, or a function that gives these.
 Score = str | Sequence[float] | NDArray[Any] | Callable[[Any], Any]
 
-MASK = "attention_mask"
 BLOCK = 4096  # rows whose tokens are in memory at once
 LARGEST_ID = 1 << 28  # a table of counts has room for so many
 _TIES = 0x71E5  # of the order of rows that are equally hard
@@ -54,7 +53,7 @@ def easiest_first(scores: Floats, seed: int) -> Integers:
     return order[scores[order].argsort(kind="stable")]
 
 
-def example_lengths(dataset: Any, column: str = IDS) -> Integers:
+def example_lengths(dataset: Any, column: str = INPUT_IDS) -> Integers:
     """The length of every example.
 
     `np.array([len(row[column]) for row in dataset])`; of input_ids, those tokens alone count that
@@ -77,7 +76,7 @@ def example_lengths(dataset: Any, column: str = IDS) -> Integers:
     return np.concatenate([np.bincount(rows, minlength=size) for _, rows, size in blocks])
 
 
-def example_rarity(dataset: Any, column: str = IDS) -> Floats:
+def example_rarity(dataset: Any, column: str = INPUT_IDS) -> Floats:
     """How rare the tokens of every example are, all of them together: long ones are rarer.
 
     `-sum_k log p(token_k)`, with p(token) = its share of all tokens of the dataset. Padding, as an
@@ -194,10 +193,10 @@ def _mask(dataset: Any, column: str) -> ArrowRows | None:
     table = dataset.dataset if isinstance(dataset, ArrowRows) else dataset
     if not isinstance(table, datasets.Dataset) or table.format["type"] == "custom":
         return None
-    if column != IDS or not {IDS, MASK} <= set(table.column_names):
+    if column != INPUT_IDS or not {INPUT_IDS, ATTENTION_MASK} <= set(table.column_names):
         return None
-    masked = ArrowRows(table, [column, MASK])
-    mask = masked.columns[MASK]
+    masked = ArrowRows(table, [column, ATTENTION_MASK])
+    mask = masked.columns[ATTENTION_MASK]
     is_needed = isinstance(mask, Lists) and not all(values.all() for values in mask.values)
     return masked if is_needed else None
 
@@ -213,7 +212,7 @@ def _lists(source: ArrowRows, column: str) -> Lists:
 def _blocks(source: ArrowRows, column: str) -> Iterator[tuple[Integers, Integers, int]]:
     """The tokens of some rows at a time, the row of each among these, and how many they are."""
     lists, order = _lists(source, column), source.table_rows()
-    mask = _lists(source, MASK) if MASK in source.columns else None
+    mask = _lists(source, ATTENTION_MASK) if ATTENTION_MASK in source.columns else None
     for begin in range(0, len(order), BLOCK):
         block: Any = order[begin : begin + BLOCK]
         ids, bounds = lists.flat(block)
@@ -221,7 +220,9 @@ def _blocks(source: ArrowRows, column: str) -> Iterator[tuple[Integers, Integers
         if mask is not None:
             kept, own_bounds = mask.flat(block)
             if not np.array_equal(bounds, own_bounds):
-                raise ValueError(f"{column} and {MASK} are not of the same lengths in every row")
+                raise ValueError(
+                    f"{column} and {ATTENTION_MASK} are not of the same lengths in every row"
+                )
             ids, rows = ids[kept != 0], rows[kept != 0]
         yield ids, rows, len(block)
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hf_tfopt.data.columns import NO_WORD, WORD_IDS, Lists, Values
+from hf_tfopt.data.columns import ATTENTION_MASK, NO_WORD, WORD_IDS, Lists, Values
 from hf_tfopt.data.keyed_bits import Integers
 from hf_tfopt.data.rows import one_source
 from hf_tfopt.data.segments import segment_lengths
@@ -14,7 +14,6 @@ from hf_tfopt.data.segments import segment_lengths
 Rows = Sequence[Mapping[str, Any]]
 # What the host's heads call the label of a pair of sentences; in the rows it may have either name.
 SENTENCE_LABELS = ("next_sentence_label", "sentence_order_label")
-ATTENTION_MASK = "attention_mask"
 TOKEN_COLUMNS = ("token_type_ids", WORD_IDS)
 LIST_COLUMNS = ("input_ids", *TOKEN_COLUMNS, "position_ids", ATTENTION_MASK)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hf_tfopt.data.batch_form import Filled, Form, Size
-from hf_tfopt.data.columns import WORD_IDS, ColumnView
-from hf_tfopt.data.flat_batch import ATTENTION_MASK, RowLists
+from hf_tfopt.data.columns import ATTENTION_MASK, WORD_IDS, ColumnView
+from hf_tfopt.data.flat_batch import RowLists
 from hf_tfopt.data.keyed_bits import Integers, content_weights, moment, to_lane
 from hf_tfopt.data.masking_rule import MaskingRule, SpanTables, span_tables
 from hf_tfopt.data.words import WordTables

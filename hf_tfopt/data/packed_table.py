@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from hf_tfopt.data.columns import NO_WORD, WORD_IDS
+from hf_tfopt.data.columns import ATTENTION_MASK, INPUT_IDS, NO_WORD, WORD_IDS
 
-INPUT_IDS, POSITION_IDS, ATTENTION_MASK = "input_ids", "position_ids", "attention_mask"
+POSITION_IDS = "position_ids"
 LEAVE_BEHIND = "columns=[...] names those to take along, all others are left behind"
 
 

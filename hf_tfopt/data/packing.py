@@ -13,10 +13,8 @@ import pyarrow as pa
 from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 
-from hf_tfopt.data.columns import PER_TOKEN
+from hf_tfopt.data.columns import ATTENTION_MASK, INPUT_IDS, PER_TOKEN
 from hf_tfopt.data.packed_table import (
-    ATTENTION_MASK,
-    INPUT_IDS,
     list_lengths,
     packed_features,
     packed_table,

@@ -10,12 +10,10 @@ import pyarrow.compute as pc
 from numpy.typing import ArrayLike
 
 from hf_tfopt.data.batch_plan import check_rows_stay
-from hf_tfopt.data.columns import Lists
+from hf_tfopt.data.columns import ATTENTION_MASK, INPUT_IDS, Lists
 from hf_tfopt.data.keyed_bits import Integers
 from hf_tfopt.data.rows import ArrowRows
 from hf_tfopt.registry import nearest
-
-IDS, MASK = "input_ids", "attention_mask"
 
 
 def row_lengths(dataset: Any, lengths: str | ArrayLike | None = None) -> Integers:
@@ -37,10 +35,10 @@ def row_lengths(dataset: Any, lengths: str | ArrayLike | None = None) -> Integer
     check_rows_stay(dataset)
     if lengths is not None and not isinstance(lengths, str):
         return _given(lengths, len(dataset))
-    name = IDS if lengths is None else lengths
+    name = INPUT_IDS if lengths is None else lengths
     found, is_said = _column_lengths(dataset, name)
-    if is_said and name != IDS and _has_ids(dataset):
-        _check_said(name, found, _column_lengths(dataset, IDS)[0])
+    if is_said and name != INPUT_IDS and _has_ids(dataset):
+        _check_said(name, found, _column_lengths(dataset, INPUT_IDS)[0])
     return found
 
 
@@ -51,12 +49,12 @@ def padded_rows(dataset: Any) -> Integers:
         dataset: a `datasets.Dataset` or `ArrowRows`; of others nothing is read.
     """
     source = dataset.dataset if isinstance(dataset, ArrowRows) else dataset
-    if not isinstance(source, datasets.Dataset) or MASK not in source.column_names:
+    if not isinstance(source, datasets.Dataset) or ATTENTION_MASK not in source.column_names:
         return np.empty(0, dtype=np.int64)
     if source.format["type"] == "custom":
         return np.empty(0, dtype=np.int64)
-    rows = ArrowRows(source, [MASK])
-    mask = rows.columns[MASK]
+    rows = ArrowRows(source, [ATTENTION_MASK])
+    mask = rows.columns[ATTENTION_MASK]
     if not isinstance(mask, Lists):
         return np.empty(0, dtype=np.int64)
     found = [_has_border(*chunk) for chunk in zip(mask.values, mask.offsets, strict=True)]
@@ -166,9 +164,9 @@ def _has_ids(dataset: Any) -> bool:
     source = dataset.dataset if isinstance(dataset, ArrowRows) else dataset
     names: Sequence[str] | None = getattr(source, "column_names", None)
     if isinstance(source, datasets.Dataset) and source.format["type"] != "custom":
-        return names is not None and IDS in names
+        return names is not None and INPUT_IDS in names
     first = dataset[0] if len(dataset) else {}
-    return hasattr(first, "keys") and IDS in first
+    return hasattr(first, "keys") and INPUT_IDS in first
 
 
 def _check_said(name: str, said: Integers, real: Integers) -> None:
@@ -177,6 +175,6 @@ def _check_said(name: str, said: Integers, real: Integers) -> None:
         row = wrong[0]
         raise ValueError(
             f"column {name!r} lies for {len(wrong)} of {len(said)} rows: it says {said[row]} for "
-            f"row {row}, whose {IDS} has {real[row]}; leave lengths out, or give the numbers "
+            f"row {row}, whose {INPUT_IDS} has {real[row]}; leave lengths out, or give the numbers "
             "themselves if the collator changes the rows"
         )

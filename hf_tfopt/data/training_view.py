@@ -3,6 +3,24 @@
 from copy import copy
 from typing import Any
 
+import torch
+
+
+def loader_inside(loader: Any) -> Any:
+    """What accelerate has wrapped: an attribute set on the wrapper does not reach it."""
+    return getattr(loader, "base_dataloader", loader)
+
+
+def seed_lasting_workers(loader: Any, args: Any) -> None:
+    """Give a DataLoader's persistent workers a generator of their own to be seeded from.
+
+    Drawn from the one that dropout uses, their seed would be drawn once in a run and once more in a
+    resumed one, which would then not be the same.
+    """
+    if args.dataloader_persistent_workers and loader is not None:
+        generator = torch.Generator().manual_seed(args.seed + args.process_index)
+        loader_inside(loader).generator = generator
+
 
 def training_view(found: Any, collator: Any) -> Any:
     """What `found` is, with `collator.for_training` in the place of `collator`; None if not in it.

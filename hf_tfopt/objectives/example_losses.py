@@ -13,12 +13,12 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from accelerate.utils import extract_model_from_parallel
 from datasets.utils import tqdm
 from torch import Tensor, nn
 from transformers.trainer_utils import unwrap_peft_model
 
-from hf_tfopt.data.row_lengths import IDS
+from hf_tfopt.data.columns import INPUT_IDS
+from hf_tfopt.data.model_inputs import unwrapped
 from hf_tfopt.losses.head import labelled_positions
 from hf_tfopt.losses.linear_head import CHUNK_BYTES
 from hf_tfopt.losses.reduction import IGNORE_INDEX, combine
@@ -85,7 +85,7 @@ def example_losses(
         raise ValueError(f"batch_size is {batch_size}; allowed are 1 and more")
     if not len(dataset):
         raise ValueError("the dataset has no rows")
-    model = extract_model_from_parallel(model, keep_torch_compile=False)
+    model = unwrapped(model)
     collator = _of_first_epoch(collator, [model, unwrap_peft_model(model), dataset])
     options = {"batch_size": batch_size, "reduction": reduction}
     with _left_as_it_was(model):
@@ -225,7 +225,7 @@ def _batches(
 
 def _without_text(dataset: Any) -> Any:
     """The dataset as the host hands it to a collator, which has no use for text."""
-    if not isinstance(dataset, datasets.Dataset) or IDS not in dataset.column_names:
+    if not isinstance(dataset, datasets.Dataset) or INPUT_IDS not in dataset.column_names:
         return dataset
     features = dataset.features.items()
     text = [name for name, kind in features if getattr(kind, "dtype", "").endswith("string")]
