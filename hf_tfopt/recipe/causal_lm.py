@@ -20,7 +20,7 @@ from hf_tfopt.data.packing import pack
 from hf_tfopt.data.tokenizer import tokenize
 from hf_tfopt.recipe.causal_lm_adapter import loading_options, with_adapter
 from hf_tfopt.recipe.causal_lm_keys import CausalLMRecipe
-from hf_tfopt.recipe.keys import MODEL_SIZES
+from hf_tfopt.recipe.model_keys import MODEL_SIZES
 from hf_tfopt.recipe.model_parts import (
     check_fit,
     check_positions,

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_tfopt.recipe.keys import ATTENTIONS, MODEL_SIZES, TEXT_UNITS, is_saved_model
+from hf_tfopt.recipe.keys import ATTENTIONS, TEXT_UNITS
 from hf_tfopt.recipe.loading import load
+from hf_tfopt.recipe.model_keys import MODEL_SIZES, ModelKeys, is_saved_model
 from hf_tfopt.recipe.rates import USUAL_RATES
 from hf_tfopt.recipe.training_keys import TrainingKeys
-from hf_tfopt.recipe.typed_values import INSIDE_UNIT, POSITIVE, SHARE, at_least, key, one_of
+from hf_tfopt.recipe.typed_values import INSIDE_UNIT, POSITIVE, SHARE, at_least, key, listed, one_of
 
 QUANTIZATIONS = ("nf4",)
 DEFAULT_PRESET = "gpt-mini"
@@ -20,18 +21,12 @@ _OF_ADAPTER = ("lora_alpha", "lora_dropout", "lora_targets", "merge_adapter", "q
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CausalLMKeys:
+class CausalLMKeys(ModelKeys):
     """The model, its adapter, and the texts it learns to write."""
 
     model: str = key(
         "gpt2", "an architecture to build (gpt2, llama ...), or a folder or Hub name to go on from"
     )
-    hidden_size: int | None = key(None, "width; none: the architecture's own", POSITIVE)
-    num_hidden_layers: int | None = key(None, "layers; none: the architecture's own", POSITIVE)
-    num_attention_heads: int | None = key(None, "heads; none: the architecture's own", POSITIVE)
-    intermediate_size: int | None = key(None, "width of the feed-forward part", POSITIVE)
-    max_position_embeddings: int | None = key(None, "the longest text a new model reads", POSITIVE)
-    dropout: float | None = key(None, "every dropout of the model; none: the model's own", SHARE)
     attention: str = key("unpadded", "how attention is computed", one_of(*ATTENTIONS))
     gradient_checkpointing: bool = key(
         False, "compute a layer's insides again for its gradient instead of keeping them"
@@ -87,12 +82,7 @@ class CausalLMRecipe(TrainingKeys, CausalLMKeys):
         super().__post_init__()
         self._check_adapter()
         self._check_columns()
-        self._check_sizes()
-
-    @property
-    def continues(self) -> bool:
-        """Whether `model` is a trained model to go on from rather than an architecture to build."""
-        return is_saved_model(self.model)
+        self.check_sizes(self.max_length)
 
     @property
     def columns(self) -> dict[str, str]:
@@ -182,24 +172,9 @@ class CausalLMRecipe(TrainingKeys, CausalLMKeys):
                 + " and ".join(names.values())
             )
 
-    def _check_sizes(self) -> None:
-        width, heads = self.hidden_size, self.num_attention_heads
-        if width and heads and width % heads:
-            raise ValueError(
-                f"hidden_size {width} is not divisible by num_attention_heads {heads}; "
-                f"nearest: {max(1, round(width / heads)) * heads}"
-            )
-        positions = self.max_position_embeddings
-        if positions and self.max_length > positions:
-            raise ValueError(
-                f"max_length {self.max_length} is beyond max_position_embeddings {positions}"
-            )
-
     def target_names(self) -> list[str] | None:
         """The names in `lora_targets`; None: all linear layers but the head."""
-        if self.lora_targets is None:
-            return None
-        return [name.strip() for name in self.lora_targets.split(",")]
+        return listed(self.lora_targets)
 
 
 def default_preset(arguments: Sequence[str]) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 from hf_tfopt.data.labelled_names import PROBLEMS, REGRESSION, SEVERAL, SINGLE, TOKENS
 from hf_tfopt.metrics import score_keys
 from hf_tfopt.recipe.training_keys import TrainingKeys
-from hf_tfopt.recipe.typed_values import INSIDE_UNIT, SHARE, at_least, key, one_of
+from hf_tfopt.recipe.typed_values import INSIDE_UNIT, SHARE, at_least, key, listed, one_of
 from hf_tfopt.registry import check_name
 
 # Of `OBJECTIVES`, those that wrap the loss of the labels.
@@ -163,11 +163,11 @@ class ClassificationRecipe(TrainingKeys, ClassificationKeys):
 
     def column_names(self) -> list[str] | None:
         """The names in `columns`."""
-        return None if self.columns is None else [c.strip() for c in self.columns.split(",")]
+        return listed(self.columns)
 
     def metric_names(self) -> tuple[str, ...]:
         """The names in `metrics`; those of the problem where none are given."""
-        given = [name.strip() for name in (self.metrics or "").split(",") if name.strip()]
+        given = [name for name in listed(self.metrics or "") if name]
         return tuple(given) or USUAL_METRICS.get(self.problem or "", ())
 
     def selectable_names(self) -> tuple[str, ...] | None:

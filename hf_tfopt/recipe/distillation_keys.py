@@ -13,6 +13,7 @@ from hf_tfopt.recipe.typed_values import (
     POSITIVE,
     at_least,
     key,
+    listed,
     one_of,
 )
 
@@ -119,7 +120,7 @@ class DistillationRecipe(TrainingKeys, ClassifierKeys):
 
     def column_names(self) -> list[str] | None:
         """The names in `columns`."""
-        return None if self.columns is None else [c.strip() for c in self.columns.split(",")]
+        return listed(self.columns)
 
 
 def load_distillation(

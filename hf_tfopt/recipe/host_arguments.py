@@ -19,6 +19,7 @@ from hf_tfopt.data import SAMPLERS
 from hf_tfopt.data.batch_plan import BatchPlan
 from hf_tfopt.recipe.selection import selection_arguments, selection_callbacks
 from hf_tfopt.recipe.training_keys import TrainingKeys
+from hf_tfopt.recipe.typed_values import listed
 from hf_tfopt.registry import Registry, check_name
 from hf_tfopt.run.facts import has_fast_bfloat16
 from hf_tfopt.schedules.for_trainer import ScheduleSpec, schedule
@@ -149,7 +150,7 @@ def _apart(key: str, options: Mapping[str, Any] | None, keys: Mapping[str, Any])
 
 def _trackers(names: str) -> list[str]:
     """The trackers of a recipe, known to the host and installed."""
-    trackers = [name.strip() for name in names.split(",")]
+    trackers = listed(names)
     if trackers == ["none"]:
         return []
     for name in trackers:

@@ -12,13 +12,13 @@ from typing import Any
 
 from hf_tfopt.data.masking_rule import UNITS
 from hf_tfopt.recipe.loading import load
+from hf_tfopt.recipe.model_keys import MODEL_SIZES, ModelKeys, is_saved_model
 from hf_tfopt.recipe.rates import USUAL_RATES
 from hf_tfopt.recipe.teacher_keys import OF_TEACHER, TeacherKeys
 from hf_tfopt.recipe.training_keys import RATES_OVER_TIME, TrainingKeys
 from hf_tfopt.recipe.typed_values import (
     INSIDE_UNIT,
     POSITIVE,
-    SHARE,
     at_least,
     key,
     one_of,
@@ -27,10 +27,6 @@ from hf_tfopt.recipe.typed_values import (
 OBJECTIVES = ("mlm", "mlm+nsp", "mlm+sop")
 TEXT_UNITS = ("paragraph", "line", "file")
 ATTENTIONS = ("unpadded", "sdpa", "eager", "flex_attention", "flash_attention_2")
-MODEL_SIZES = (
-    *("hidden_size", "num_hidden_layers", "num_attention_heads"),
-    *("intermediate_size", "max_position_embeddings"),
-)
 # With a corpus of its own, and with pairs of its texts, these keys of a preset mean nothing.
 _SETS_ASIDE = {
     "tokenizer": ("vocab_size",),
@@ -39,16 +35,10 @@ _SETS_ASIDE = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CorpusKeys:
+class CorpusKeys(ModelKeys):
     """The model, its text and what it is to guess."""
 
     model: str = key("bert", "an architecture to build, or a folder or Hub name to go on from")
-    hidden_size: int | None = key(None, "width; none: the architecture's own", POSITIVE)
-    num_hidden_layers: int | None = key(None, "layers; none: the architecture's own", POSITIVE)
-    num_attention_heads: int | None = key(None, "heads; none: the architecture's own", POSITIVE)
-    intermediate_size: int | None = key(None, "width of the feed-forward part", POSITIVE)
-    max_position_embeddings: int | None = key(None, "the longest text a new model reads", POSITIVE)
-    dropout: float | None = key(None, "every dropout of the model; none: the model's own", SHARE)
     initialization: str | None = key(
         None,
         "a new model's words: random, or with their frequencies and company in the corpus",
@@ -87,13 +77,8 @@ class Recipe(TrainingKeys, TeacherKeys, CorpusKeys):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_model()
+        self.check_sizes(self.max_length)
         self.check_teacher()
-
-    @property
-    def continues(self) -> bool:
-        """Whether `model` is a trained model to go on from rather than an architecture to build."""
-        return is_saved_model(self.model)
 
     def conditional_keys(self) -> dict[str, tuple[bool, Any, str]]:
         """Those of training, and those of a new model or tokenizer."""
@@ -134,25 +119,6 @@ class Recipe(TrainingKeys, TeacherKeys, CorpusKeys):
         if changed.get("teacher", "") is None:
             aside |= {*OF_TEACHER}
         return aside | TrainingKeys.sets_aside(changed)
-
-    def _check_model(self) -> None:
-        """Sizes that no model can have."""
-        width, heads = self.hidden_size, self.num_attention_heads
-        if width and heads and width % heads:
-            raise ValueError(
-                f"hidden_size {width} is not divisible by num_attention_heads {heads}; "
-                f"nearest: {max(1, round(width / heads)) * heads}"
-            )
-        positions = self.max_position_embeddings
-        if positions and self.max_length > positions:
-            raise ValueError(
-                f"max_length {self.max_length} is beyond max_position_embeddings {positions}"
-            )
-
-
-def is_saved_model(model: str) -> bool:
-    """Whether a recipe's `model` names a folder or a Hub repository, and not an architecture."""
-    return "/" in model or "\\" in model or Path(model).is_dir()
 
 
 def load_recipe(source: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe:

@@ -19,7 +19,8 @@ from hf_tfopt.data.packing import pack
 from hf_tfopt.data.sentence_pairs import sentence_pairs
 from hf_tfopt.data.tokenizer import tokenize, train_tokenizer
 from hf_tfopt.objectives.sentence_head import pretraining_class
-from hf_tfopt.recipe.keys import MODEL_SIZES, Recipe
+from hf_tfopt.recipe.keys import Recipe
+from hf_tfopt.recipe.model_keys import MODEL_SIZES
 from hf_tfopt.recipe.model_parts import (
     check_fit,
     check_positions,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_tfopt.metrics import score_keys
-from hf_tfopt.recipe.keys import MODEL_SIZES, is_saved_model
+from hf_tfopt.recipe.model_keys import MODEL_SIZES, ModelKeys, is_saved_model
 from hf_tfopt.recipe.rates import USUAL_RATES
 from hf_tfopt.recipe.training_keys import TrainingKeys
 from hf_tfopt.recipe.typed_values import (
@@ -14,6 +14,7 @@ from hf_tfopt.recipe.typed_values import (
     SHARE,
     at_least,
     key,
+    listed,
     one_of,
 )
 from hf_tfopt.registry import check_name
@@ -30,22 +31,17 @@ _NEW = (*MODEL_SIZES, "model_options", "vocab_size")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PairKeys:
+class PairKeys(ModelKeys):
     """The pairs of texts and the model that makes the one of the other."""
 
     task: str = key("translation", "as the Hub calls it", one_of(*USUAL_METRICS))
     model: str = key("marian", "an architecture to build, or a folder or Hub name to go on from")
-    hidden_size: int | None = key(None, "width; none: the architecture's own", POSITIVE)
     num_hidden_layers: int | None = key(
         None, "layers of the encoder, and as many of the decoder", POSITIVE
     )
-    num_attention_heads: int | None = key(None, "heads; none: the architecture's own", POSITIVE)
-    intermediate_size: int | None = key(None, "width of the feed-forward part", POSITIVE)
-    max_position_embeddings: int | None = key(None, "the longest text a new model reads", POSITIVE)
     model_options: Mapping[str, Any] | None = key(
         None, "more of a new model's configuration: {activation_function: relu}"
     )
-    dropout: float | None = key(None, "every dropout of the model; none: the model's own", SHARE)
     tokenizer: str | None = key(None, "a folder or Hub name; none: the model's, or new byte pairs")
     vocab_size: int | None = key(None, "pieces of a new tokenizer", POSITIVE)
 
@@ -121,13 +117,8 @@ class Seq2SeqRecipe(TrainingKeys, PairKeys):
         if not self.train:
             raise ValueError("train: none given; it names pairs of texts: --train PATH")
         self._check_languages()
-        self._check_sizes()
+        self.check_sizes()
         self._check_generation()
-
-    @property
-    def continues(self) -> bool:
-        """Whether `model` is a trained model to go on from rather than an architecture to build."""
-        return is_saved_model(self.model)
 
     def conditional_keys(self) -> dict[str, tuple[bool, Any, str]]:
         """Those of training, of a new model, and of a new tokenizer."""
@@ -201,15 +192,6 @@ class Seq2SeqRecipe(TrainingKeys, PairKeys):
         if (self.source_language is None) != (self.target_language is None):
             raise ValueError("source_language and target_language: give both or none")
 
-    def _check_sizes(self) -> None:
-        """Sizes that no model can have."""
-        width, heads = self.hidden_size, self.num_attention_heads
-        if width and heads and width % heads:
-            raise ValueError(
-                f"hidden_size {width} is not divisible by num_attention_heads {heads}; "
-                f"nearest: {max(1, round(width / heads)) * heads}"
-            )
-
     def _check_generation(self) -> None:
         """Keys of their own, and numbers that only generated texts have."""
         for name in self.metric_names():
@@ -227,8 +209,8 @@ class Seq2SeqRecipe(TrainingKeys, PairKeys):
 
     def column_names(self) -> list[str] | None:
         """The names in `columns`."""
-        return None if self.columns is None else [c.strip() for c in self.columns.split(",")]
+        return listed(self.columns)
 
     def metric_names(self) -> list[str]:
         """The names in `metrics`."""
-        return [name.strip() for name in str(self.metrics).split(",") if name.strip()]
+        return [name for name in listed(str(self.metrics)) if name]

@@ -15,7 +15,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 from hf_tfopt.data.byte_tokenizer import train_byte_tokenizer
-from hf_tfopt.recipe.keys import MODEL_SIZES
+from hf_tfopt.recipe.model_keys import MODEL_SIZES
 from hf_tfopt.recipe.model_parts import check_architecture, dropouts, opened, saved_config
 from hf_tfopt.recipe.seq2seq_keys import Seq2SeqRecipe
 from hf_tfopt.registry import nearest

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_tfopt.objectives import FEATURES
-from hf_tfopt.recipe.typed_values import POSITIVE, Check, key, one_of
+from hf_tfopt.recipe.typed_values import POSITIVE, Check, key, listed, one_of
 from hf_tfopt.registry import check_name
 
 DIVERGENCES = ("kl", "reverse_kl", "jsd")
@@ -55,7 +55,7 @@ def listed_numbers(name: str, text: str) -> list[int]:
     Raises:
         ValueError: not a list of whole numbers.
     """
-    numbers = [part.strip() for part in text.strip("[]").split(",")]
+    numbers = listed(text.strip("[]"))
     if not all(number.isdecimal() for number in numbers):
         raise ValueError(f"{name}: got {text!r}, expected numbers such as 0,2,4")
     return [int(number) for number in numbers]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints, overload
 
 import yaml
 
@@ -159,6 +159,15 @@ def check_fields(instance: Any) -> None:
         if check and value is not None and not check.holds(value):
             hint = nearest(str(value), check.names)
             raise ValueError(f"{field.name}: got {value!r}, must be {check.words}{hint}")
+
+
+@overload
+def listed(text: str) -> list[str]: ...
+@overload
+def listed(text: str | None) -> list[str] | None: ...
+def listed(text: str | None) -> list[str] | None:
+    """The parts of `one, two`, which stand between commas; None of None."""
+    return None if text is None else [part.strip() for part in text.split(",")]
 
 
 class _StrictLoader(yaml.SafeLoader):
