@@ -43,6 +43,31 @@ SIZES = {
     "num_attention_heads": 2,
     "intermediate_size": 48,
 }
+BART_SIZES = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+}
+T5_SIZES = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "d_kv": 16,
+    "d_ff": 48,
+    "num_layers": 1,
+    "num_heads": 2,
+    "decoder_start_token_id": 0,
+}
+DISTILBERT_SIZES = {
+    "vocab_size": VOCABULARY,
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 2,
+    "hidden_dim": 48,
+}
+GPT2_SIZES = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 2}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 SPECIAL = {
     "pad_token_id": 0,
@@ -54,58 +79,21 @@ SPECIAL = {
 
 
 def _bart() -> PreTrainedModel:
-    return BartForConditionalGeneration(
-        BartConfig(
-            vocab_size=VOCABULARY,
-            d_model=32,
-            encoder_layers=1,
-            decoder_layers=1,
-            encoder_attention_heads=2,
-            decoder_attention_heads=2,
-            encoder_ffn_dim=48,
-            decoder_ffn_dim=48,
-            dropout=0.0,
-        )
-    )
+    sizes = {**BART_SIZES, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    return BartForConditionalGeneration(BartConfig(**sizes, dropout=0.0))
 
 
 def _t5() -> PreTrainedModel:
-    config = T5Config(
-        vocab_size=VOCABULARY,
-        d_model=32,
-        d_kv=16,
-        d_ff=48,
-        num_layers=1,
-        num_heads=2,
-        dropout_rate=0.0,
-        decoder_start_token_id=0,
-    )
-    return T5ForConditionalGeneration(config)
+    return T5ForConditionalGeneration(T5Config(**T5_SIZES, dropout_rate=0.0))
 
 
 def _distilbert() -> PreTrainedModel:
-    config = DistilBertConfig(
-        vocab_size=VOCABULARY,
-        dim=32,
-        n_layers=2,
-        n_heads=2,
-        hidden_dim=48,
-        dropout=0.0,
-        attention_dropout=0.0,
-    )
+    config = DistilBertConfig(**DISTILBERT_SIZES, dropout=0.0, attention_dropout=0.0)
     return DistilBertForMaskedLM(config)
 
 
 def _gpt2() -> PreTrainedModel:
-    config = GPT2Config(
-        vocab_size=VOCABULARY,
-        n_embd=32,
-        n_layer=2,
-        n_head=2,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-    )
+    config = GPT2Config(**GPT2_SIZES, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     return GPT2LMHeadModel(config)
 
 

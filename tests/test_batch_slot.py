@@ -1,9 +1,6 @@
 """The slot for batch plans: every process trains on its share of the plan, whatever loads it."""
 
 import json
-import os
-import subprocess
-import sys
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,9 +28,8 @@ from tests.batch_slot_run import (
     trainer_for,
 )
 from tests.models import tiny
+from tests.processes import TwoInterpreters
 from tests.test_trainer import arguments
-
-ROOT = Path(__file__).parents[1]
 
 
 class Shuffled(BatchPlan):
@@ -168,16 +164,13 @@ def test_the_rows_are_those_of_the_curriculum(alone: tuple[Path, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def both(
+    tmp_path_factory: pytest.TempPathFactory, two_interpreters: TwoInterpreters
+) -> list[dict[str, Any]]:
     """What each of two processes makes of it, two micro-batches of 4 in a step; in one start."""
     folder = tmp_path_factory.mktemp("both")
-    out, script = folder / "out.json", ROOT / "tests/batch_slot_run.py"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    port = ["--master_port", str(27500 + os.getpid() % 1000)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*launch, *port, str(script), str(out), str(folder)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    out = folder / "out.json"
+    two_interpreters.run(Path(__file__).with_name("batch_slot_run.py"), out, folder)
     return json.loads(out.read_text())
 
 
@@ -226,11 +219,8 @@ def test_the_host_takes_whole_batches_of_each_process(
     assert type(cut) is BatchSampler, "the host takes batches of any sampler now: do not derive"
 
 
-def test_an_automatic_batch_size_is_planned_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_automatic_batch_size_is_planned_for(tmp_path: Path) -> None:
     """The host begins anew with less; the first try ends in its first step."""
-    monkeypatch.setattr("gc.collect", lambda *_: 0)  # several full ones, of a second each
     plan, tried = Shuffled(), []
 
     class Full(Callback):

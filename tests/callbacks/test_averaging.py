@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from hf_tfopt.callbacks.weight_average import WeightAverage
 from tests.callbacks.runs import trainer_with
 from tests.invariants.splits import Rows
 from tests.models import tiny
+from tests.processes import TwoInterpreters
 from tests.references.averaging import exponential_average, tail_average, window_average
 from tests.test_trainer import arguments
 
@@ -498,16 +496,11 @@ def test_what_a_user_gets_wrong_when_loading(tmp_path: Path) -> None:
 
 
 @pytest.mark.invariant
-def test_two_processes_go_on_bit_for_bit_and_shards_are_saved_whole(tmp_path: Path) -> None:
+def test_two_processes_go_on_bit_for_bit_and_shards_are_saved_whole(
+    tmp_path: Path, two_interpreters: TwoInterpreters
+) -> None:
     out = tmp_path / "out.json"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    port = ["--master_port", str(27500 + os.getpid() % 1000)]
-    program = [str(Path(__file__).with_name("averaged_run.py")), str(out), str(tmp_path)]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, *port, *program], env=env, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_interpreters.run(Path(__file__).with_name("averaged_run.py"), out, tmp_path)
     (whole, again), (other, other_again) = json.loads(out.read_text())
     # the resumed run has the losses of the first part from the checkpoint
     assert whole == again == other == other_again

@@ -2,9 +2,6 @@ import copy
 import gc
 import logging
 import math
-import os
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -17,9 +14,8 @@ from hf_tfopt.callbacks.blocks import by_block, by_role
 from tests.callbacks.gradient_events import event, gradients_of, set_gradients
 from tests.callbacks.runs import history_of, trainer_with
 from tests.models import TINY, tiny
+from tests.processes import TwoInterpreters
 from tests.references.clipping import clipped_together
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -239,12 +235,7 @@ def test_nothing_keeps_a_model_alive(make: Any) -> None:
 
 
 @pytest.mark.invariant
-def test_sharded_gradients_are_changed_as_whole_ones() -> None:
+def test_sharded_gradients_are_changed_as_whole_ones(two_interpreters: TwoInterpreters) -> None:
     """Every intervention, two processes, FSDP2's shards by rows and by columns."""
-    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    script = str(Path(__file__).with_name("sharded_gradients.py"))
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, *command, script], env=env, capture_output=True, text=True, timeout=300
-    )
-    assert "equal" in run.stdout, run.stderr[-3000:]
+    program = Path(__file__).with_name("sharded_gradients.py")
+    assert "equal" in two_interpreters.run(program).stdout

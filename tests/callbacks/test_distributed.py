@@ -1,9 +1,6 @@
 """Every callback on two processes, with DDP and with FSDP2, makes what it makes on one."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import pytest
 from tests.callbacks.distributed_run import run, save_model
 from tests.callbacks.examples import EXAMPLES
 from tests.callbacks.test_contract import MONITORS
+from tests.processes import TwoInterpreters
 
 INTERVENTIONS = [name for name in EXAMPLES if name not in MONITORS]
 KINDS = ["ddp", "fsdp2"]
@@ -21,19 +19,16 @@ TOLERANCE = 2e-5
 
 
 @pytest.fixture(scope="module")
-def both_kinds(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def both_kinds(
+    tmp_path_factory: pytest.TempPathFactory, two_interpreters: TwoInterpreters
+) -> list[dict[str, Any]]:
     """What each of two processes makes of every callback, in one start."""
     folder = tmp_path_factory.mktemp("both")
     for kind in KINDS:
         save_model(folder / kind)
     out = folder / "out.json"
-    program = [str(Path(__file__).with_name("distributed_run.py")), str(out), str(folder)]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    port = ["--master_port", str(28500 + os.getpid() % 1000)]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    command = [*launch, *port, *program, *NAMES]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    program = Path(__file__).with_name("distributed_run.py")
+    two_interpreters.run(program, out, folder, *NAMES, timeout=600)
     return json.loads(out.read_text())
 
 

@@ -1,8 +1,5 @@
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from tests.callbacks.noise_run import measured, trainer_of, truth
 from tests.callbacks.runs import history_of, trainer_with
 from tests.invariants.splits import Rows
 from tests.models import tiny
+from tests.processes import TwoInterpreters
 from tests.references.gradients import signal_and_variance as of_examples
 from tests.test_trainer import arguments
 
@@ -171,16 +169,13 @@ def test_an_average_forgets_a_share(decay: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def two_processes(
+    tmp_path_factory: pytest.TempPathFactory, two_interpreters: TwoInterpreters
+) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("noise")
     save_model(folder)
-    program = [str(Path(__file__).with_name("noise_run.py")), str(folder / "out.json")]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    port = ["--master_port", str(27500 + os.getpid() % 1000)]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    command = [*launch, *port, *program, str(folder)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    program = Path(__file__).with_name("noise_run.py")
+    two_interpreters.run(program, folder / "out.json", folder)
     return json.loads((folder / "out.json").read_text())
 
 

@@ -1,9 +1,6 @@
 """StabilityGuard on two processes, of which one alone has a fault."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +8,19 @@ import pytest
 import torch
 
 from tests.models import tiny
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import TwoInterpreters
 
 
 @pytest.fixture(scope="module")
-def every_process(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def every_process(
+    tmp_path_factory: pytest.TempPathFactory, two_interpreters: TwoInterpreters
+) -> list[dict[str, Any]]:
     """What each of two processes ended with, in one start."""
     folder = tmp_path_factory.mktemp("guarded")
     torch.manual_seed(0)
     tiny("bert").save_pretrained(folder / "model")
     out = folder / "out.json"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    port = ["--master_port", str(29500 + os.getpid() % 1000)]
-    script = str(Path(__file__).with_name("guarded_run.py"))
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*launch, *port, script, str(out), str(folder)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[:3000]
+    two_interpreters.run(Path(__file__).with_name("guarded_run.py"), out, folder)
     return json.loads(out.read_text())
 
 

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -24,6 +22,7 @@ from hf_tfopt.callbacks.throughput import num_to_come
 from tests.callbacks.runs import trainer_with
 from tests.invariants.splits import Rows
 from tests.models import tiny
+from tests.processes import TwoInterpreters
 from tests.test_trainer import arguments
 
 PARTS = ("data", "forward", "backward", "optimizer", "callbacks")
@@ -407,14 +406,11 @@ def test_numbers_out_of_range_are_refused(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.invariant
-def test_two_processes_count_the_tokens_of_both(tmp_path: Path) -> None:
+def test_two_processes_count_the_tokens_of_both(
+    tmp_path: Path, two_interpreters: TwoInterpreters
+) -> None:
     out = tmp_path / "out.json"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["--master_port", str(29500 + os.getpid() % 1000), __file__, str(out)]
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_interpreters.run(Path(__file__), out)
     found = json.loads(out.read_text())
     for entry in found:  # two micro-batches of 4 rows of 12 places, on each of two processes
         assert entry["time/tokens_per_second"] * entry["time/step"] == pytest.approx(192)

@@ -1,9 +1,6 @@
 """Training on a mixture: stopped anywhere, with workers, on two processes, it is the same run."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +8,7 @@ import pytest
 
 from hf_tfopt.data.mixing import apportion, shares
 from tests.data.mixing_run import ROWS, SIZE, both, make_trainer, mixture, result
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import TwoInterpreters
 
 
 @pytest.mark.invariant
@@ -40,15 +36,12 @@ def test_workers_hear_of_the_epochs(tmp_path: Path) -> None:
 
 
 @pytest.mark.invariant
-def test_two_processes_are_two_micro_batches(tmp_path: Path) -> None:
+def test_two_processes_are_two_micro_batches(
+    tmp_path: Path, two_interpreters: TwoInterpreters
+) -> None:
     """Also where both went on from a checkpoint; but for the order of sums in float32."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     out = tmp_path / "two.json"
-    command = [*launch, "--master_port", str(29500 + os.getpid() % 1000)]
-    command += [str(ROOT / "tests/data/mixing_run.py"), str(out), str(tmp_path)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_interpreters.run(Path(__file__).with_name("mixing_run.py"), out, tmp_path)
     whole, resumed = json.loads(out.read_text())
     assert resumed == whole
     one = make_trainer(tmp_path, dropout=0.0, save_strategy="no")

@@ -1,9 +1,6 @@
 """Token-budget batches: each row once, within the budget, hardly padded, mixed, exact."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -20,10 +17,9 @@ from hf_tfopt.data.token_budget import TokenBudget, halved
 from tests.callbacks.runs import weights_of
 from tests.data.planned_run import NUM_ROWS, PLANS, Seen, padded, rows, run, trainer_for
 from tests.models import tiny
+from tests.processes import TwoInterpreters
 from tests.references.token_budget import plain_halves
 from tests.test_trainer import losses
-
-ROOT = Path(__file__).parents[2]
 
 
 def like_sst2(num_rows: int = 6920, seed: int = 0) -> np.ndarray:
@@ -213,14 +209,9 @@ def test_the_loss_is_that_of_all_rows_of_a_step(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.invariant
-def test_two_processes_change_nothing(tmp_path: Path) -> None:
+def test_two_processes_change_nothing(tmp_path: Path, two_interpreters: TwoInterpreters) -> None:
     out = tmp_path / "two.json"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    port = ["--master_port", str(29500 + os.getpid() % 1000)]
-    command = [*launch, *port, str(ROOT / "tests/data/planned_run.py"), str(out), "4", "2"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_interpreters.run(Path(__file__).with_name("planned_run.py"), out, 4, 2)
     two = json.loads(out.read_text())
     for name in PLANS:
         one = run(name, 4, 4)

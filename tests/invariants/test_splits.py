@@ -1,9 +1,6 @@
 """8x1 = 1x8 = 4x2 = two processes: the same loss, gradient norm, weights and evaluation."""
 
 import json
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,31 +9,27 @@ import pytest
 
 from tests.invariants.cases import all_cases
 from tests.invariants.splits import run
+from tests.processes import TwoInterpreters
 
 # fp32 sums of the same numbers in another order: relative error of a few 2^-24.
 TOLERANCE = 1e-6
 CASES = list(all_cases())
-ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.invariant
 
 
 @pytest.fixture(scope="module")
 def two_processes(
-    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+    two_interpreters: TwoInterpreters,
 ) -> dict[str, Any]:
     """What two processes make of the cases that are asked for, in one start."""
     asked = [item for item in request.session.items if item.module is request.module]
     calls = [item.callspec for item in asked if "two_processes" in item.fixturenames]
     names = [call.params["name"] for call in calls]
     out = tmp_path_factory.mktemp("splits") / "two.json"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    port = ["--master_port", str(29500 + os.getpid() % 1000)]
-    command = [*launch, *port, str(Path(__file__).with_name("splits.py")), str(out), "4", "1"]
-    command += names
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_interpreters.run(Path(__file__).with_name("splits.py"), out, 4, 1, *names)
     return json.loads(out.read_text())
 
 

@@ -3,10 +3,7 @@
 import copy
 import json
 import logging
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from hf_tfopt.metrics import is_higher_better
 from hf_tfopt.metrics.classification import F1
 from tests.metrics.scores_run import GENERATING, NUM_ROWS, Guesser, Rows, arguments, run
 from tests.models import VOCABULARY, tiny
+from tests.processes import TwoInterpreters
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,16 +51,11 @@ def test_every_way_tells_the_same(alone: dict[str, dict[str, float]]) -> None:
 
 @pytest.mark.invariant
 def test_two_processes_count_every_example_once(
-    alone: dict[str, dict[str, float]], tmp_path: Path
+    alone: dict[str, dict[str, float]], two_interpreters: TwoInterpreters, tmp_path: Path
 ) -> None:
     """13 rows in batches of 2 on two processes: accelerate fills the last round up with 3."""
     out, script = tmp_path / "out.json", ROOT / "tests/metrics/scores_run.py"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    port = ["--master_port", str(28500 + os.getpid() % 1000)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*launch, *port, str(script), str(out), str(tmp_path)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = two_interpreters.run(script, out, tmp_path)
     both = json.loads(out.read_text())
     of_all = both.pop("ours, stream that each reads")
     texts = both.pop(GENERATING)

@@ -39,6 +39,7 @@ from tests.invariants.cases.distillation import (
 )
 from tests.invariants.cases.pretraining import made, pairs
 from tests.models import NO_DROPOUT, SIZES, VOCABULARY, batch_for, tiny
+from tests.objectives.gradients import assert_same_training
 from tests.references.distillation import naive_distillation
 
 # fp32 sums in another order.
@@ -81,18 +82,6 @@ def prepared(model: PreTrainedModel, **options: Any) -> LanguageModeling:
     return objective
 
 
-def assert_same_training(model: PreTrainedModel, ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=TOLERANCE, atol=0)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    expected = torch.autograd.grad(theirs, parameters, allow_unused=True)
-    found = torch.autograd.grad(ours, parameters, allow_unused=True)
-    for gradient, reference in zip(found, expected, strict=True):
-        assert (gradient is None) == (reference is None)
-        if gradient is not None and reference is not None:
-            scale = max(float(reference.abs().max()), 1e-3)
-            assert float((gradient - reference).abs().max()) <= TOLERANCE * scale
-
-
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("at_head", [True, False])
 @pytest.mark.parametrize("name", SHIFTED)
@@ -103,7 +92,7 @@ def test_equals_torchs_weighted_mean(name: str, at_head: bool, smoothing: float)
     assert objective.plan is not None and (objective.plan.head is not None) == at_head
     labels = targets(name, batch)
     theirs = torchs(model(**batch).logits, labels, smoothing)
-    assert_same_training(model, loss_of(objective, model, batch), theirs)
+    assert_same_training(model, loss_of(objective, model, batch), theirs, TOLERANCE)
     full, _ = objective.terms(model, model, batch, True)
     torch.testing.assert_close(combine(full), theirs, rtol=TOLERANCE, atol=0)
     expected = float(WEIGHTS[labels[labels >= 0]].sum())
@@ -116,7 +105,7 @@ def test_a_head_that_is_not_linear_has_them_too() -> None:
     objective = prepared(model)
     assert objective.plan is not None and objective.plan.head is None
     theirs = torchs(model(**batch).logits, batch["labels"])
-    assert_same_training(model, loss_of(objective, model, batch), theirs)
+    assert_same_training(model, loss_of(objective, model, batch), theirs, TOLERANCE)
 
 
 def test_words_are_weighed_and_pairs_are_not() -> None:
@@ -126,7 +115,7 @@ def test_words_are_weighed_and_pairs_are_not() -> None:
     outputs = model(**batch)
     of_words = torchs(outputs.prediction_logits, batch["labels"])
     of_pairs = F.cross_entropy(outputs.seq_relationship_logits, batch["next_sentence_label"])
-    assert_same_training(model, loss_of(objective, model, batch), of_words + of_pairs)
+    assert_same_training(model, loss_of(objective, model, batch), of_words + of_pairs, TOLERANCE)
 
 
 @pytest.mark.parametrize("at_head", [True, False])
@@ -217,7 +206,7 @@ def test_a_teacher_is_not_weighed(name: str, at_head: bool, alpha: float) -> Non
     logits = model(**batch).logits
     soft = naive_distillation(logits, of_teacher, labels, 1.0, 3.0)
     naive = (1 - alpha) * torchs(logits, labels) + alpha * soft
-    assert_same_training(model, loss_of(objective, model, batch), naive)
+    assert_same_training(model, loss_of(objective, model, batch), naive, TOLERANCE)
     assert int(objective.counts(batch)["distillation"]) == int((labels >= 0).sum())
 
 
@@ -234,7 +223,9 @@ def test_a_teacher_of_classes_is_not_weighed(kind: Any, rows: Any) -> None:
     logits, labels = model(**batch).logits, batch["labels"]
     soft = naive_distillation(logits, wise(**batch).logits.detach(), labels, 1.0, 3.0)
     hard = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), weight=weights)
-    assert_same_training(model, loss_of(objective, model, batch), 0.6 * hard + 0.4 * soft)
+    assert_same_training(
+        model, loss_of(objective, model, batch), 0.6 * hard + 0.4 * soft, TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("at_head", [True, False])

@@ -40,6 +40,7 @@ from tests.invariants.cases.distillation import (
     tokens,
 )
 from tests.models import EDITED_LOGITS, TINY, batch_for, tiny
+from tests.objectives.gradients import assert_same_training
 from tests.references.distillation import naive_distillation
 
 # fp32 sums in another order; a divergence has a digit less than its logits.
@@ -60,18 +61,6 @@ def prepared(objective: Objective, model: PreTrainedModel, batch: Any) -> Object
     return objective
 
 
-def assert_equal_training(model: PreTrainedModel, ours: torch.Tensor, naive: torch.Tensor) -> None:
-    torch.testing.assert_close(ours, naive, rtol=TOLERANCE, atol=0)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    expected = torch.autograd.grad(naive, parameters, allow_unused=True)
-    found = torch.autograd.grad(ours, parameters, allow_unused=True)
-    for gradient, reference in zip(found, expected, strict=True):
-        assert (gradient is None) == (reference is None)
-        if gradient is not None and reference is not None:
-            scale = max(float(reference.abs().max()), 1e-3)
-            assert float((gradient - reference).abs().max()) <= TOLERANCE * scale
-
-
 @pytest.mark.parametrize("name", [*TINY, *EDITED_LOGITS])
 def test_language_models_equal_the_naive_form(name: str) -> None:
     model, wise = tiny(name).train(), opinionated(tiny(name, 1))
@@ -83,7 +72,7 @@ def test_language_models_equal_the_naive_form(name: str) -> None:
     with torch.no_grad():
         of_teacher = wise(**batch).logits
     naive = naive_distillation(model(**batch).logits, of_teacher, labels, 0.3, 3.0)
-    assert_equal_training(model, loss_of(objective, model, batch), naive)
+    assert_same_training(model, loss_of(objective, model, batch), naive, TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +92,7 @@ def test_classifiers_equal_the_naive_form(kind: type[PreTrainedModel], rows: Any
         kind="jsd",
         beta=0.2,
     )
-    assert_equal_training(model, loss_of(objective, model, batch), naive)
+    assert_same_training(model, loss_of(objective, model, batch), naive, TOLERANCE)
 
 
 def test_several_labels_at_once_are_a_yes_or_no_each() -> None:
@@ -114,7 +103,7 @@ def test_several_labels_at_once_are_a_yes_or_no_each() -> None:
     q, p = torch.sigmoid(logits / 2), torch.sigmoid(wise(**batch).logits.detach() / 2)
     soft = 4 * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
     hard = torch.nn.functional.binary_cross_entropy_with_logits(logits, batch["labels"])
-    assert_equal_training(model, loss_of(objective, model, batch), (hard + soft) / 2)
+    assert_same_training(model, loss_of(objective, model, batch), (hard + soft) / 2, TOLERANCE)
 
 
 def test_a_wider_teacher_and_options_of_the_task() -> None:
@@ -404,7 +393,7 @@ def test_image_classifiers_equal_the_naive_form() -> None:
     objective = prepared(Distillation(wise, alpha=0.3, temperature=3.0), model, batch)
     of_teacher = wise(**batch).logits.detach()
     naive = naive_distillation(model(**batch).logits, of_teacher, batch["labels"], 0.3, 3.0)
-    assert_equal_training(model, loss_of(objective, model, batch), naive)
+    assert_same_training(model, loss_of(objective, model, batch), naive, TOLERANCE)
 
 
 def test_image_classifiers_train_with_a_teacher_of_another_family(tmp_path: Path) -> None:

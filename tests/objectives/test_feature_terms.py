@@ -31,7 +31,7 @@ from tests.invariants.cases.encoder_decoder_features import (
     wise_classifier,
     wise_t5,
 )
-from tests.models import VOCABULARY, tiny
+from tests.models import BART_SIZES, tiny
 from tests.references.features import (
     naive_attention,
     naive_cosine,
@@ -275,12 +275,7 @@ def test_refuses_other_misuses() -> None:
 @pytest.mark.parametrize("feature", [AttentionMaps, Relations])
 def test_refuses_what_is_not_one_entry_for_each_token(feature: Any) -> None:
     config = LEDConfig(
-        vocab_size=VOCABULARY,
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
+        **BART_SIZES,
         attention_window=4,
         dropout=0.0,
     )
@@ -293,12 +288,7 @@ def test_refuses_what_is_not_one_entry_for_each_token(feature: Any) -> None:
 
 def test_of_a_speech_model_the_decoder_can_be_compared() -> None:
     config = WhisperConfig(
-        vocab_size=VOCABULARY,
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
+        **BART_SIZES,
         num_mel_bins=8,
         max_source_positions=10,
         pad_token_id=0,

@@ -1,8 +1,5 @@
 """GradNorm and PCGrad on a real model: the weights and the gradients of the papers' algorithms."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from hf_tfopt.objectives.multitask import Multitask
 from hf_tfopt.surgery.multitask import MultitaskModel
 from tests.invariants.cases.multitask import TASKS, model, rows
 from tests.models import NO_DROPOUT, SIZES
+from tests.processes import TwoInterpreters
 from tests.references import multitask as reference
 
 NAMES = sorted(TASKS)
@@ -209,15 +207,9 @@ def test_shards_are_refused(kind: type[Multitask]) -> None:
 
 
 @pytest.mark.invariant
-def test_a_sharded_model_has_its_own_gradients_or_is_refused() -> None:
+def test_a_sharded_model_has_its_own_gradients_or_is_refused(
+    two_interpreters: TwoInterpreters,
+) -> None:
     """Fixed weights and uncertainties on FSDP2, two processes; the others say what they need."""
-    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command, str(Path(__file__).with_name("sharded_tasks.py"))],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert "equal" in done.stdout, done.stderr[-3000:]
+    program = Path(__file__).with_name("sharded_tasks.py")
+    assert "equal" in two_interpreters.run(program).stdout

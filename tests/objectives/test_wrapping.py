@@ -1,8 +1,5 @@
 """A wrapping hands on everything that it does not change, in real trainings too."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from hf_tfopt.objectives.virtual_adversarial import SMART, VirtualAdversarial
 from tests.invariants.cases import Columns
 from tests.models import batch_for, tiny
 from tests.objectives.adversarial_models import SETTINGS, classes, classifier, trained
+from tests.processes import TwoInterpreters
 
 
 class Loud(Objective):
@@ -151,15 +149,6 @@ def test_a_micro_batch_without_labels_adds_nothing(kind: type, name: str) -> Non
 
 
 @pytest.mark.invariant
-def test_sharded_models_get_the_same_gradients() -> None:
+def test_sharded_models_get_the_same_gradients(two_interpreters: TwoInterpreters) -> None:
     """Every objective, two processes, FSDP2."""
-    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, *command, str(Path(__file__).with_name("sharded.py"))],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert "equal" in run.stdout, run.stderr[-3000:]
+    assert "equal" in two_interpreters.run(Path(__file__).with_name("sharded.py")).stdout

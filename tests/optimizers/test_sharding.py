@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -7,20 +5,15 @@ from torch import nn
 
 import hf_tfopt as tfo
 from hf_tfopt.optimizers.sharding import check_whole
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import TwoInterpreters
 
 
 @pytest.mark.invariant
-def test_sharded_parameters_are_moved_as_whole_ones() -> None:
+def test_sharded_parameters_are_moved_as_whole_ones(two_interpreters: TwoInterpreters) -> None:
     """Every optimizer, two processes, FSDP2."""
     pytest.importorskip("schedulefree")
-    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    script = str(ROOT / "tests" / "optimizers" / "sharded.py")
-    run = subprocess.run(
-        [sys.executable, *command, script], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert "equal" in run.stdout, run.stderr[-3000:]
+    program = Path(__file__).with_name("sharded.py")
+    assert "equal" in two_interpreters.run(program).stdout
 
 
 class FlatParameter(nn.Parameter):

@@ -34,7 +34,7 @@ from transformers import (
 
 import hf_tfopt as tfo
 from hf_tfopt.surgery.dropout import dropout_sites
-from tests.models import SIZES, SPECIAL, batch_for
+from tests.models import BART_SIZES, SIZES, SPECIAL, batch_for
 
 HIDDEN, ATTENTION = 0.125, 0.25
 COMMON = {**SIZES, "hidden_dropout_prob": HIDDEN, "attention_probs_dropout_prob": ATTENTION}
@@ -68,12 +68,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attention_dropout=ATTENTION)),
     "bart": lambda: BartForConditionalGeneration(
         BartConfig(
-            vocab_size=97,
-            d_model=32,
-            encoder_layers=1,
-            decoder_layers=1,
-            encoder_attention_heads=2,
-            decoder_attention_heads=2,
+            **BART_SIZES,
             encoder_ffn_dim=48,
             decoder_ffn_dim=48,
             activation_dropout=HIDDEN,

@@ -18,7 +18,7 @@ from transformers import (
 from hf_tfopt.objectives.classification import Classification
 from hf_tfopt.objectives.model_loss import ModelLoss
 from tests.invariants.cases import Case
-from tests.models import NO_DROPOUT, SIZES, VOCABULARY, batch_for
+from tests.models import DISTILBERT_SIZES, NO_DROPOUT, SIZES, T5_SIZES, VOCABULARY, batch_for
 
 NUM_CLASSES = 3
 
@@ -31,11 +31,7 @@ def bert(kind: type, **options: Any) -> Any:
 def distilbert() -> Any:
     torch.manual_seed(0)
     config = DistilBertConfig(
-        vocab_size=VOCABULARY,
-        dim=32,
-        n_layers=2,
-        n_heads=2,
-        hidden_dim=48,
+        **DISTILBERT_SIZES,
         dropout=0.0,
         attention_dropout=0.0,
         seq_classif_dropout=0.0,
@@ -46,18 +42,7 @@ def distilbert() -> Any:
 
 def t5() -> Any:
     torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=VOCABULARY,
-        d_model=32,
-        d_kv=16,
-        d_ff=48,
-        num_layers=1,
-        num_heads=2,
-        dropout_rate=0.0,
-        decoder_start_token_id=0,
-        classifier_dropout=0.0,
-        num_labels=NUM_CLASSES,
-    )
+    config = T5Config(**T5_SIZES, dropout_rate=0.0, classifier_dropout=0.0, num_labels=NUM_CLASSES)
     return T5ForSequenceClassification(config)
 
 
