@@ -157,9 +157,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parsed(argv)
     try:
         arguments.command(arguments)
-    except ValueError as error:
-        print(f"hf-tfopt: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"hf-tfopt: {_told(error)}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _told(error: Exception) -> str:
+    """Of a file that cannot be read or written: which one, and why, without the error's number."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 if __name__ == "__main__":

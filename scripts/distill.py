@@ -26,34 +26,42 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from accelerate import PartialState
-from transformers import DataCollatorWithPadding, set_seed
+from transformers import set_seed
 
 import hf_tfopt as tfo
-from hf_tfopt.recipe.classifier import (
-    chosen_layers,
+from hf_tfopt.data.labelled_names import SINGLE
+from hf_tfopt.data.labelled_rows import TEXT
+from hf_tfopt.recipe.carry_out import carry_out, carry_out_or_exit
+from hf_tfopt.recipe.class_order import own_names
+from hf_tfopt.recipe.classification_model import classifier_tokenizer
+from hf_tfopt.recipe.classifier_rows import (
+    ClassifierRows,
+    class_lines,
     classifier_rows,
-    classifier_teacher,
-    classifier_texts,
-    teacher_config,
-    teacher_tokenizer,
-    times_as_fast,
+    classifier_trainer,
+    final_numbers,
+    predict,
 )
 from hf_tfopt.recipe.execution import (
     begin,
-    carry_out,
-    carry_out_or_exit,
     finish,
     save,
     settle,
     train,
-    trainer_of,
+)
+from hf_tfopt.recipe.splits import read_splits, with_numbers
+from hf_tfopt.recipe.teacher_and_student import (
+    chosen_layers,
+    classifier_teacher,
+    student_objective,
+    teacher_of_classes,
+    times_as_fast,
 )
 from hf_tfopt.run.attention_maps import attention_maps
 from hf_tfopt.run.checkpoints import checkpoint_to_resume
-from hf_tfopt.run.facts import labelled_facts, model_facts
-from hf_tfopt.run.tables import duration, fact_rows
+from hf_tfopt.run.facts import model_facts
+from hf_tfopt.run.tables import duration, model_line
 
 
 class Prepared(NamedTuple):
@@ -61,54 +69,42 @@ class Prepared(NamedTuple):
 
     recipe: DistillationRecipe
     folder: Path
-    texts: Any
-    rows: Any
+    rows: ClassifierRows
     tokenizer: Any
     teacher: Any
     is_resumed: bool
     checkpoint: Path | None
+    told: list[str]
 
 
 def prepare(recipe: DistillationRecipe, is_resumed: bool) -> Prepared:
-    """Folder, texts, tokenizer, rows, teacher; every mistake of the user's ends here."""
+    """Folder, rows, tokenizer, teacher; every mistake of the user's ends here."""
     folder = begin(recipe, is_resumed)
     process = PartialState()
     with process.main_process_first():
-        config = teacher_config(recipe)
-        texts, names = classifier_texts(recipe, config)
-        tokenizer = teacher_tokenizer(recipe)
-        rows = {part: classifier_rows(recipe, texts[part], tokenizer) for part in texts}
+        splits = read_splits(recipe, SINGLE)
+        config = teacher_of_classes(recipe, splits.classes or [])
+        names, told = own_names(config), splits.told
+        texts = with_numbers(splits, names)
+        tokenizer = classifier_tokenizer("teacher", recipe.teacher, SINGLE, told)
+        rows = classifier_rows(texts, SINGLE, names, tokenizer, recipe.max_length, told)
+    num_rows = len(rows.tokens["train"])
     set_seed(recipe.seed)
-    teacher = classifier_teacher(recipe, config, names)
+    teacher = classifier_teacher(recipe, config, tokenizer)
     chosen_layers(recipe, teacher)  # what they cannot be, before hours pass
-    if recipe.teacher_epochs is not None:
-        check_teachers_steps(recipe, len(rows["train"]), process.num_processes)
-    checkpoint = settle(recipe, folder, len(rows["train"]), is_resumed, "Student")
-    return Prepared(recipe, folder, texts, rows, tokenizer, teacher, is_resumed, checkpoint)
+    recipe.check_teachers_steps(num_rows, process.num_processes)
+    checkpoint = settle(recipe, folder, num_rows, is_resumed, "Student", splits.is_drawn)
+    return Prepared(recipe, folder, rows, tokenizer, teacher, is_resumed, checkpoint, told)
 
 
-def check_teachers_steps(recipe: DistillationRecipe, num_rows: int, num_processes: int) -> None:
-    """Refuse a schedule that does not fit into the teacher's own steps."""
-    own = recipe.of_teacher()
-    try:
-        own.schedule_steps(own.total_steps(num_rows, num_processes))
-    except ValueError as error:
-        raise ValueError(f"teacher_epochs {recipe.teacher_epochs:g}: {error}") from error
-
-
-def classifier_trainer(prepared: Prepared, model: Any, folder: Path, **parts: Any) -> Any:
-    """The host's Trainer for rows of any length, our parts in its slots."""
-    recipe = parts.pop("recipe", prepared.recipe)
-    return trainer_of(
-        recipe,
-        model,
-        prepared.rows,
-        scores=tfo.Scores("accuracy"),
+def trainer_in(
+    folder: Path, prepared: Prepared, recipe: DistillationRecipe, model: Any, objective: Any = None
+) -> Any:
+    """A Trainer of the run's rows that leaves its checkpoints in a folder."""
+    return classifier_trainer(
+        *(recipe, model, prepared.rows, prepared.tokenizer, tfo.Scores("accuracy")),
+        objective=objective or tfo.Classification(),
         arguments={"output_dir": str(folder)},
-        is_padded=True,
-        data_collator=DataCollatorWithPadding(prepared.tokenizer),
-        processing_class=prepared.tokenizer,
-        **parts,
     )
 
 
@@ -123,10 +119,7 @@ def trained_teacher(prepared: Prepared) -> Any:
             shutil.rmtree(unfinished, ignore_errors=True)
         return type(prepared.teacher).from_pretrained(folder)
     process.print(f"Teacher    trained for {recipe.teacher_epochs:g} epochs")
-    own, objective = recipe.of_teacher(), tfo.Classification()
-    trainer = classifier_trainer(
-        prepared, prepared.teacher, unfinished, recipe=own, objective=objective
-    )
+    trainer = trainer_in(unfinished, prepared, recipe.of_teacher(), prepared.teacher)
     total, checkpoint = trainer.args.max_steps, None
     if prepared.is_resumed:
         checkpoint = checkpoint_to_resume(
@@ -140,85 +133,56 @@ def trained_teacher(prepared: Prepared) -> Any:
     return prepared.teacher
 
 
-def measured(prepared: Prepared) -> tuple[Any, Any, dict[str, float]]:
-    """Teacher, student and their numbers on the test rows; the student is saved."""
-    recipe, folder = prepared.recipe, prepared.folder
+def measured(prepared: Prepared) -> tuple[Any, dict[str, float]]:
+    """The student's Trainer, and its numbers beside the teacher's; the student is saved."""
+    recipe, folder, rows = prepared.recipe, prepared.folder, prepared.rows
     teacher = trained_teacher(prepared)
     set_seed(recipe.seed)
     student = tfo.student_from(teacher, chosen_layers(recipe, teacher))
-    trainer = classifier_trainer(prepared, student, folder, objective=objective_of(recipe, teacher))
+    trainer = trainer_in(folder, prepared, recipe, student, student_objective(recipe, teacher))
     trained = train(trainer, prepared.checkpoint)
     save(trainer, folder)
-    evaluated = trainer.evaluate()
-    tested = trainer.evaluate(prepared.rows["test"], metric_key_prefix="test")
-    judged = classifier_trainer(prepared, teacher, folder, objective=tfo.Classification())
-    of_teacher = judged.evaluate(prepared.rows["test"])["eval_accuracy"]
-    batches = test_batches(prepared, trainer.args.device)
-    metrics = {
-        "eval_loss": evaluated["eval_loss"],
-        "accuracy": tested["test_accuracy"],
+    numbers = final_numbers(trainer, rows, ["accuracy"])
+    judged = trainer_in(folder, prepared, recipe, teacher)
+    of_teacher = judged.evaluate(tfo.ArrowRows(rows.tokens[rows.examined]))["eval_accuracy"]
+    speed = times_as_fast(student, teacher, rows.batches(trainer.data_collator))
+    return trainer, {
+        **numbers,
         "teacher_accuracy": of_teacher,
-        "kept_accuracy": tested["test_accuracy"] / of_teacher,
-        "times_as_fast": times_as_fast(student, teacher, batches),
+        "kept_accuracy": numbers["accuracy"] / of_teacher,
+        "times_as_fast": speed,
         **trained,
         "teacher_parameters": teacher.num_parameters(),
     }
-    return trainer, student, metrics
-
-
-def objective_of(recipe: DistillationRecipe, teacher: Any) -> Any:
-    """What the student learns from: teacher and labels, or labels alone."""
-    if recipe.alpha == 0:
-        return tfo.Classification()
-    return tfo.Distillation(
-        teacher, temperature=recipe.temperature, alpha=recipe.alpha, divergence=recipe.divergence
-    )
-
-
-def test_batches(prepared: Prepared, device: torch.device) -> list[Any]:
-    """A few batches of the test rows, as one would ask about them."""
-    collator, rows = DataCollatorWithPadding(prepared.tokenizer), prepared.rows["test"]
-    rows = rows.remove_columns("labels").select(range(min(len(rows), 128)))
-    size = min(32, len(rows))
-    starts = range(0, len(rows) - size + 1, size)
-    return [collator([rows[i] for i in range(s, s + size)]).to(device) for s in starts]
-
-
-def tell(prepared: Prepared, trainer: Any, student: Any, metrics: dict[str, float]) -> None:
-    """Leave metrics, card and report."""
-    attention: list[Any] = []
-    with suppress(ValueError):  # a model whose attention is not seen has no maps
-        texts = sorted(prepared.texts["eval"]["text"][:100], key=len)
-        attention = attention_maps(student, prepared.tokenizer, texts[-2:])
-    data = {
-        part: labelled_facts(texts, prepared.rows[part])
-        for part, texts in prepared.texts.items()
-        if part != "test" or prepared.recipe.test is not None  # else it is eval again
-    }
-    finish(
-        *(prepared.recipe, prepared.folder, trainer, metrics, "text-classification", data),
-        attention=attention,
-    )
 
 
 def run(prepared: Prepared) -> dict[str, float]:
     """Say what is about to run, run it, and say what came of it; returns the final numbers."""
+    recipe, folder, rows = prepared.recipe, prepared.folder, prepared.rows
     say = PartialState().print
-    counted = {part: f"{len(rows):,}" for part, rows in prepared.rows.items()}
-    say(f"Rows       {counted['train']} to train on, {counted['eval']} held out")
-    facts = ", ".join(f"{name} {value}" for name, value in fact_rows(model_facts(prepared.teacher)))
-    say(f"Teacher    {facts}")
-    names = [f"{number} {name}" for number, name in prepared.teacher.config.id2label.items()]
-    say(f"Classes    {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}")
-    say(f"Student    layers {chosen_layers(prepared.recipe, prepared.teacher)} of it")
-    trainer, student, metrics = measured(prepared)
+    for line in class_lines(rows):
+        say(line)
+    say(model_line(model_facts(prepared.teacher), "Teacher"))
+    say(f"Student    layers {chosen_layers(recipe, prepared.teacher)} of it")
+    for words in prepared.told:
+        say(f"Note       {words}")
+    trainer, metrics = measured(prepared)
+    shown = predict(trainer, rows, folder)
     if PartialState().is_main_process:
-        tell(prepared, trainer, student, metrics)
+        attention: list[Any] = []
+        with suppress(ValueError):  # a model whose attention is not seen has no maps
+            texts = sorted(rows.texts["eval"].column(TEXT)[:100], key=len)
+            attention = attention_maps(trainer.model, prepared.tokenizer, texts[-2:])
+        finish(
+            *(recipe, folder, trainer, metrics, "text-classification", rows.facts()),
+            examples=shown,
+            attention=attention,
+        )
     say(
         f"Accuracy {metrics['accuracy']:.4f}, {metrics['kept_accuracy']:.1%} of the teacher's "
         f"{metrics['teacher_accuracy']:.4f}; {metrics['times_as_fast']:.2f} times as fast; "
         f"{duration(metrics['train_seconds'])} of training\n"
-        f"Everything is in {prepared.folder}: the model, report.html, README.md ..."
+        f"Everything is in {folder}: the model, predictions.csv, report.html, README.md ..."
     )
     return metrics
 

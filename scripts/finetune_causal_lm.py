@@ -30,6 +30,7 @@ from accelerate import PartialState
 from transformers import AutoModelForCausalLM, set_seed
 
 import hf_tfopt as tfo
+from hf_tfopt.recipe.carry_out import carry_out, carry_out_or_exit
 from hf_tfopt.recipe.causal_lm import (
     causal_lm_config,
     causal_lm_model,
@@ -41,22 +42,22 @@ from hf_tfopt.recipe.causal_lm import (
 from hf_tfopt.recipe.causal_lm_adapter import check_packages, merged
 from hf_tfopt.recipe.execution import (
     begin,
-    carry_out,
-    carry_out_or_exit,
     finish,
     save,
     settle,
     train,
     trainer_of,
 )
+from hf_tfopt.recipe.host_arguments import checkpointing_arguments
+from hf_tfopt.recipe.opening import opening_lines
 from hf_tfopt.run.continuations import (
     continuations,
     document_beginnings,
     instruction_beginnings,
     write_samples,
 )
-from hf_tfopt.run.facts import data_facts, model_facts
-from hf_tfopt.run.tables import duration, number, summary_lines
+from hf_tfopt.run.facts import data_facts
+from hf_tfopt.run.tables import corpus_lines, duration, number
 
 
 class Prepared(NamedTuple):
@@ -85,7 +86,8 @@ def prepare(recipe: CausalLMRecipe, is_resumed: bool) -> Prepared:
         model = causal_lm_model(recipe, tokenizer, process.device)
         collator = tfo.CausalLMCollator(tokenizer, model=model)
         check_rows(collator, rows["train"].rows)
-        checkpoint = settle(recipe, folder, len(rows["train"].rows), is_resumed)
+        num_rows = len(rows["train"].rows)
+        checkpoint = settle(recipe, folder, num_rows, is_resumed, is_drawn=texts.is_drawn)
         if process.is_main_process:
             tokenizer.save_pretrained(folder)
     trainer = trainer_of(
@@ -98,16 +100,8 @@ def prepare(recipe: CausalLMRecipe, is_resumed: bool) -> Prepared:
         arguments=checkpointing_arguments(recipe),
     )
     width = recipe.max_length
-    data = {name: data_facts(texts[name], part.rows, width) for name, part in rows.items()}
+    data = {name: data_facts(texts[name], part.rows, width=width) for name, part in rows.items()}
     return Prepared(recipe, folder, texts, rows, data, trainer, checkpoint)
-
-
-def checkpointing_arguments(recipe: CausalLMRecipe) -> dict[str, Any]:
-    """Layers computed twice; not the reentrant way, which needs inputs that have a gradient."""
-    if not recipe.gradient_checkpointing:
-        return {}
-    kind = {"use_reentrant": False}
-    return {"activation_checkpointing": True, "activation_checkpointing_kwargs": kind}
 
 
 def measured(prepared: Prepared) -> dict[str, float]:
@@ -132,24 +126,11 @@ def measured(prepared: Prepared) -> dict[str, float]:
 def tell(prepared: Prepared, metrics: dict[str, float]) -> list[dict[str, str]]:
     """Leave metrics, card, report, and how the model goes on from held-out texts."""
     recipe, folder, trainer = prepared.recipe, prepared.folder, prepared.trainer
-    tokenizer, held_out = trainer.processing_class, prepared.texts["eval"]
-    if recipe.columns:
-        beginnings = instruction_beginnings(held_out, tokenizer, seed=recipe.seed)
-    else:
-        beginnings = document_beginnings(held_out["text"], seed=recipe.seed)
-    if recipe.lora_rank is None or recipe.merge_adapter:
-        model = AutoModelForCausalLM.from_pretrained(folder)  # as anyone would open it
-    else:
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        if recipe.attention == "unpadded":  # which takes no cache
-            model.get_base_model().set_attn_implementation("sdpa")
-    samples = continuations(
-        model,
-        tokenizer,
-        beginnings,
-        has_specials=recipe.messages_column is None,
-        longest_prompt=recipe.max_length,
-    )
+    samples: list[dict[str, str]] = []
+    try:
+        samples = written(prepared)
+    except RuntimeError as error:  # memory, as a rule; the run is worth more than its samples
+        PartialState().print(f"Samples    none: {error}")
     write_samples(folder, samples)
     shown = [
         {"input": s["prompt"], "expected": s["reference"], "output": s["continuation"]}
@@ -159,21 +140,43 @@ def tell(prepared: Prepared, metrics: dict[str, float]) -> list[dict[str, str]]:
     return samples
 
 
+def written(prepared: Prepared) -> list[dict[str, str]]:
+    """How the model goes on from held-out texts, where it was trained."""
+    recipe, trainer = prepared.recipe, prepared.trainer
+    tokenizer, held_out = trainer.processing_class, prepared.texts["eval"]
+    if recipe.columns:
+        beginnings = instruction_beginnings(held_out, tokenizer, seed=recipe.seed)
+    else:
+        beginnings = document_beginnings(held_out["text"], seed=recipe.seed)
+    if recipe.lora_rank is None or recipe.merge_adapter:
+        model = AutoModelForCausalLM.from_pretrained(prepared.folder)  # as anyone would open it
+        model = model.to(trainer.args.device)
+    else:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if recipe.attention == "unpadded":  # which takes no cache
+            model.get_base_model().set_attn_implementation("sdpa")
+    return continuations(
+        model,
+        tokenizer,
+        beginnings,
+        has_specials=recipe.messages_column is None,
+        longest_prompt=recipe.max_length,
+    )
+
+
 def run(prepared: Prepared) -> dict[str, float]:
     """Say what is about to run, run it, and say what came of it; returns the final numbers."""
-    recipe, trainer, say = prepared.recipe, prepared.trainer, PartialState().print
-    say(f"Recipe     {recipe.preset or 'of its own'}, {trainer.args.max_steps} steps")
-    say(*summary_lines(prepared.data, model_facts(trainer.model)), sep="\n")
-    rows = prepared.rows["train"]
+    recipe, say, rows = prepared.recipe, PartialState().print, prepared.rows["train"]
+    counted = corpus_lines(prepared.data, prepared.texts.is_drawn)
     if rows.num_cut or rows.num_left_out:
-        say(
+        counted.append(
             f"Answers    {number(rows.num_cut)} are cut at max_length {recipe.max_length}, "
             f"{number(rows.num_left_out)} would begin behind it and are left out"
         )
+    say(*opening_lines(recipe, prepared.trainer, counted), sep="\n")
     if recipe.lora_rank is not None:
         bits = f" beside weights of 4 bits ({recipe.quantization})" if recipe.quantization else ""
         say(f"Adapter    rank {recipe.lora_rank}, alpha {recipe.lora_alpha:g}{bits}")
-    say(f"Precision  {'bf16' if trainer.args.bf16 else 'fp32'}")
     metrics = measured(prepared)
     if PartialState().is_main_process:
         samples = tell(prepared, metrics)

@@ -7,7 +7,8 @@ r"""Fine-tune a classifier: rows with labels -> an encoder with a head -> a fold
     torchrun --nproc_per_node 2 scripts/finetune_classification.py recipe.yaml
 
 One text or two in a row; one class, several at once, a number, or a tag for each word. The folder
-has the model, metrics.json, predictions.csv, report.html and README.md in the end.
+has the model, metrics.json, predictions.csv, report.html and README.md in the end; rows of --test
+without labels are predicted, and no number is of them.
 """
 
 # ruff: noqa: E402 - mistakes are answered, and the allocator is set, before torch is imported
@@ -31,42 +32,36 @@ from transformers import set_seed
 
 import hf_tfopt as tfo
 from hf_tfopt.data.labelled_names import TOKENS
-from hf_tfopt.data.labelled_tokens import labelled_tokens
-from hf_tfopt.metrics import score_keys
+from hf_tfopt.recipe.carry_out import carry_out, carry_out_or_exit
 from hf_tfopt.recipe.class_order import own_names
 from hf_tfopt.recipe.classification import (
     TASKS,
     classification_objective,
     classification_scores,
-    read_splits,
-    split_facts,
-    with_numbers,
-)
-from hf_tfopt.recipe.classification_answers import (
-    SEPARATOR,
-    answers,
-    shown_answers,
-    write_answers,
 )
 from hf_tfopt.recipe.classification_model import (
     classifier_config,
     classifier_model,
     classifier_tokenizer,
 )
+from hf_tfopt.recipe.classifier_rows import (
+    ClassifierRows,
+    class_lines,
+    classifier_rows,
+    classifier_trainer,
+    final_numbers,
+    predict,
+)
 from hf_tfopt.recipe.execution import (
     begin,
-    carry_out,
-    carry_out_or_exit,
     finish,
     save,
     settle,
     train,
-    trainer_of,
 )
-from hf_tfopt.run.facts import model_facts
-from hf_tfopt.run.tables import duration, fact_rows, number
-
-INTERVALS = 0.95  # the level of the final numbers' bootstrap intervals
+from hf_tfopt.recipe.opening import opening_lines
+from hf_tfopt.recipe.splits import read_splits, with_numbers
+from hf_tfopt.run.tables import duration, number
 
 
 class Prepared(NamedTuple):
@@ -74,10 +69,7 @@ class Prepared(NamedTuple):
 
     recipe: ClassificationRecipe
     folder: Path
-    texts: Any
-    rows: Any
-    cut: dict[str, int]
-    names: list[str] | None
+    rows: ClassifierRows
     trainer: Any
     checkpoint: Path | None
     told: list[str]
@@ -88,7 +80,7 @@ def prepare(recipe: ClassificationRecipe, is_resumed: bool) -> Prepared:
     process = PartialState(cpu=recipe.device == "cpu")
     datasets.disable_progress_bars()
     with process.main_process_first():  # the others find what was read on disk
-        splits = read_splits(recipe)
+        splits = read_splits(recipe, recipe.problem, recipe.label_separator)
         problem, told = splits.problem, splits.told
         recipe = resolved(recipe, problem, splits.classes)
         config = classifier_config(recipe, problem, splits.classes)
@@ -96,86 +88,47 @@ def prepare(recipe: ClassificationRecipe, is_resumed: bool) -> Prepared:
         texts = with_numbers(splits, names)
     folder = begin(recipe, is_resumed)
     with process.main_process_first():
-        tokenizer = classifier_tokenizer(recipe, problem, told)
+        tokenizer = classifier_tokenizer("model", recipe.model, problem, told)
         set_seed(recipe.seed)
         model = classifier_model(recipe, config, tokenizer)
-        encoded = {
-            part: labelled_tokens(found.table, tokenizer, recipe.max_length, problem)
-            for part, found in texts.items()
-        }
-    rows, cut = ({part: pair[place] for part, pair in encoded.items()} for place in (0, 1))
-    for part, num in cut.items():
-        if num:
-            told.append(f"{num:,} texts of {part} are longer than max_length, and cut")
+        rows = classifier_rows(texts, problem, names, tokenizer, recipe.max_length, told)
     if recipe.packing:
         tfo.unpadded_attention(model)
         if problem != TOKENS:
             tfo.packed_classification(model)
-    collator = tfo.ClassificationCollator(tokenizer, model=model, is_packed=recipe.packing)
     objective = classification_objective(recipe, names, texts["train"])
     scores = classification_scores(recipe, names)
-    checkpoint = settle(recipe, folder, len(rows["train"]), is_resumed)
-    trainer = trainer_of(
-        recipe,
-        model,
-        {part: tfo.ArrowRows(found) for part, found in rows.items()},
-        scores=scores,
-        is_padded=True,
-        data_collator=collator,
-        processing_class=tokenizer,
-        objective=objective,
+    num_rows = len(rows.tokens["train"])
+    checkpoint = settle(recipe, folder, num_rows, is_resumed, is_drawn=splits.is_drawn)
+    trainer = classifier_trainer(
+        *(recipe, model, rows, tokenizer, scores), is_packed=recipe.packing, objective=objective
     )
-    return Prepared(recipe, folder, texts, rows, cut, names, trainer, checkpoint, told)
-
-
-def measured(prepared: Prepared) -> dict[str, float]:
-    """Train, examine, and save the model; returns the final numbers."""
-    recipe, trainer, rows = prepared.recipe, prepared.trainer, prepared.rows
-    trained = train(trainer, prepared.checkpoint)
-    save(trainer, prepared.folder)
-    trainer.compute_metrics.intervals = INTERVALS  # only now: they take time
-    evaluated = trainer.evaluate()
-    last, prefix = evaluated, "eval_"
-    if "test" in rows:
-        prefix = "test_"
-        last = trainer.evaluate(tfo.ArrowRows(rows["test"]), metric_key_prefix="test")
-    names = score_keys(*recipe.metric_names(), has_intervals=True)
-    own = {name: last[prefix + name] for name in names}
-    both = {f"eval_{name}": evaluated[f"eval_{name}"] for name in names if "test" in rows}
-    return {"eval_loss": evaluated["eval_loss"], **own, **both, **trained}
+    return Prepared(recipe, folder, rows, trainer, checkpoint, told)
 
 
 def run(prepared: Prepared) -> dict[str, float]:
     """Say what is about to run, run it, and say what came of it; returns the final numbers."""
-    recipe, trainer, rows, names = prepared.recipe, prepared.trainer, prepared.rows, prepared.names
+    recipe, folder, rows, trainer, checkpoint, told = prepared
     say = PartialState().print
-    counted = ", ".join(f"{part} {len(found):,}" for part, found in rows.items())
-    say(f"Problem    {recipe.problem}; rows: {counted}")
-    if names:
-        say(f"Classes    {len(names)}: {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}")
-    say(f"Model      {', '.join(f'{n} {v}' for n, v in fact_rows(model_facts(trainer.model)))}")
-    say(f"Precision  {'bf16' if trainer.args.bf16 else 'fp32'}, {trainer.args.max_steps} steps")
-    for words in prepared.told:
+    for line in opening_lines(recipe, trainer, class_lines(rows)):
+        say(line)
+    for words in told:
         say(f"Note       {words}")
-    metrics = measured(prepared)
-    part = "test" if "test" in rows else "eval"
-    separator = recipe.label_separator or SEPARATOR
-    texts = prepared.texts[part]
-    found = answers(trainer, rows[part], texts, str(recipe.problem), names, separator)
+    trained = train(trainer, checkpoint)
+    save(trainer, folder)
+    metrics = {**final_numbers(trainer, rows, recipe.metric_names()), **trained}
+    shown = predict(trainer, rows, folder, recipe.label_separator)
     if PartialState().is_main_process:
-        write_answers(prepared.folder / "predictions.csv", found)
-        task = TASKS.get(str(recipe.problem), "text-classification")
-        facts = split_facts(prepared.texts, rows, prepared.cut)
-        shown = shown_answers(found)
-        finish(recipe, prepared.folder, trainer, metrics, task, facts, examples=shown)
+        task = TASKS.get(rows.problem, "text-classification")
+        finish(recipe, folder, trainer, metrics, task, rows.facts(), examples=shown)
     measures = ", ".join(
         f"{name} {number(metrics[name])}"
         for name in recipe.selectable_names() or ()
         if name in metrics
     )
     say(
-        f"On {part}: {measures}; {duration(metrics['train_seconds'])} of training\n"
-        f"Everything is in {prepared.folder}: model, predictions.csv, report.html ..."
+        f"On {rows.examined}: {measures}; {duration(metrics['train_seconds'])} of training\n"
+        f"Everything is in {folder}: model, predictions.csv, report.html ..."
     )
     return metrics
 

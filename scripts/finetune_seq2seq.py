@@ -30,36 +30,43 @@ from accelerate import PartialState
 from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, set_seed
 
 import hf_tfopt as tfo
+from hf_tfopt.data.text_pairs import TARGET
+from hf_tfopt.recipe.carry_out import carry_out, carry_out_or_exit
 from hf_tfopt.recipe.execution import (
+    INTERVALS,
     begin,
-    carry_out,
-    carry_out_or_exit,
     finish,
     save,
     settle,
     train,
     trainer_of,
 )
+from hf_tfopt.recipe.host_arguments import checkpointing_arguments
+from hf_tfopt.recipe.incomplete import IncompleteRunError, incomplete_run
+from hf_tfopt.recipe.opening import opening_lines
+from hf_tfopt.recipe.seeds import of_first_process
 from hf_tfopt.recipe.seq2seq_generation import (
     GeneratingTrainer,
+    Sample,
     check_generation,
     generated,
     generation_config,
+    sample_lines,
     sampled,
     text_scores,
     written,
 )
 from hf_tfopt.recipe.seq2seq_model import seq2seq_config, seq2seq_model, seq2seq_tokenizer
 from hf_tfopt.recipe.seq2seq_texts import (
-    cut_rows,
     longer_sides,
     pair_facts,
+    pair_lines,
     seq2seq_pairs,
     seq2seq_rows,
 )
-from hf_tfopt.run.facts import model_facts
 from hf_tfopt.run.folder import Run, write_text
-from hf_tfopt.run.tables import duration, example_lines, fact_rows, number
+from hf_tfopt.run.score_names import with_doubt
+from hf_tfopt.run.tables import duration, example_lines, number
 
 NUM_EXAMPLES = 8
 
@@ -71,8 +78,10 @@ class Prepared(NamedTuple):
     folder: Path
     pairs: Any
     rows: Any
+    sample: Sample
     trainer: Any
     checkpoint: Path | None
+    before: Run | None
 
 
 def prepare(recipe: Seq2SeqRecipe, is_resumed: bool) -> Prepared:
@@ -81,8 +90,9 @@ def prepare(recipe: Seq2SeqRecipe, is_resumed: bool) -> Prepared:
     scores = text_scores(recipe)
     folder = begin(recipe, is_resumed)
     process = PartialState()
+    before = of_first_process(incomplete_run(recipe, folder)) if is_resumed else None
     with process.main_process_first():  # the others find tokenizer and rows on disk
-        pairs = seq2seq_pairs(recipe, process.print)
+        pairs, is_drawn = seq2seq_pairs(recipe, process.print)
         texts = chain(pairs["train"]["source"], pairs["train"]["target"])
         tokenizer = seq2seq_tokenizer(recipe, texts, folder)
         set_seed(recipe.seed)
@@ -90,93 +100,126 @@ def prepare(recipe: Seq2SeqRecipe, is_resumed: bool) -> Prepared:
         model.generation_config = generation_config(recipe, model, tokenizer)
         rows = {part: seq2seq_rows(recipe, pairs[part], tokenizer) for part in pairs}
         check_generation(model, tokenizer, rows["test"][0]["input_ids"])
-        checkpoint = settle(recipe, folder, len(rows["train"]), is_resumed)
+        goes_on = is_resumed and before is None
+        checkpoint = settle(recipe, folder, len(rows["train"]), goes_on, is_drawn=is_drawn)
         if process.is_main_process:
             tokenizer.save_pretrained(folder)
-    samples = sample_rows = None
-    if recipe.eval_samples is not None:
-        samples, sample_rows = sampled(
-            pairs["eval"], rows["eval"], recipe.eval_samples, recipe.seed
-        )
+    own = {"per_device_eval_batch_size": recipe.eval_batch_size}
+    has_texts = recipe.eval_samples is not None
     trainer = trainer_of(
         recipe,
         model,
         rows,
         trainer_class=GeneratingTrainer,
+        arguments=own | checkpointing_arguments(recipe),
         is_padded=True,
         data_collator=DataCollatorForSeq2Seq(tokenizer, model),
         processing_class=tokenizer,
         objective=tfo.LanguageModeling(label_smoothing=recipe.label_smoothing),
-        samples=samples,
-        sample_rows=sample_rows,
+        sample=sampled(pairs["eval"], rows["eval"], recipe.eval_samples) if has_texts else None,
         text_scores=scores,
     )
     if isinstance(trainer.batch_plan, tfo.TokenBudget) and trainer.batch_plan.lengths is None:
         trainer.batch_plan.lengths = longer_sides(rows["train"])  # not the sources' alone
-    return Prepared(recipe, folder, pairs, rows, trainer, checkpoint)
+    sample = sampled(pairs["test"], rows["test"], recipe.test_samples)
+    return Prepared(recipe, folder, pairs, rows, sample, trainer, checkpoint, before)
 
 
-def measured(prepared: Prepared) -> tuple[dict[str, float], list[dict[str, str]]]:
-    """Train, evaluate, save the model, and let it write; the final numbers and what it wrote."""
-    recipe, folder, trainer = prepared.recipe, prepared.folder, prepared.trainer
-    trained = train(trainer, prepared.checkpoint)
-    save(trainer, folder)
+def trained(prepared: Prepared) -> dict[str, float]:
+    """Train, save the model, and evaluate it, unless a run before has; the numbers of that."""
+    trainer, before = prepared.trainer, prepared.before
+    if before is not None:
+        trainer.state.log_history = [*before.history]
+        if PartialState().is_main_process:  # how it generates may be otherwise now
+            trainer.model.generation_config.save_pretrained(prepared.folder)
+        PartialState().wait_for_everyone()
+        return dict(before.metrics)
+    numbers = train(trainer, prepared.checkpoint)
+    save(trainer, prepared.folder)
+    trainer.sample = None  # what is generated from here on may fail, and the loss be told
     evaluated = trainer.evaluate()
-    model = AutoModelForSeq2SeqLM.from_pretrained(folder)  # as anyone would open it
-    texts = generated(
-        model.to(trainer.args.device),
-        trainer.processing_class,
-        prepared.rows["test"],
-        recipe.batch_size,
-        trainer.compute_loss_context_manager,
-    )
-    pairs = prepared.pairs["test"]
-    metrics = {
+    return {
         "eval_loss": evaluated["eval_loss"],
         "perplexity": evaluated["eval_perplexity"],
-        **text_scores(recipe)((texts, pairs["target"][:])),
-        **trained,
+        **numbers,
     }
-    return metrics, written(pairs, texts)
 
 
-def tell(prepared: Prepared, metrics: dict[str, float], examples: list[dict[str, str]]) -> Run:
+def written_by(prepared: Prepared) -> list[str]:
+    """What the saved model, opened as anyone would, writes of the sample's sources."""
+    trainer = prepared.trainer
+    return generated(
+        lambda: AutoModelForSeq2SeqLM.from_pretrained(prepared.folder).to(trainer.args.device),
+        trainer.processing_class,
+        prepared.sample.rows,
+        prepared.recipe.eval_batch_size or prepared.recipe.batch_size,
+        trainer.compute_loss_context_manager,
+    )
+
+
+def measured(prepared: Prepared) -> tuple[dict[str, float], list[str], Exception | None]:
+    """The final numbers, what the model wrote, and why it wrote nothing where it did not."""
+    metrics = trained(prepared)
+    try:
+        texts = written_by(prepared)
+    except Exception as failure:  # memory, most of all: the training is worth more than the texts
+        return metrics, [], failure
+    scores = text_scores(prepared.recipe, INTERVALS)
+    return metrics | scores((texts, prepared.sample.pairs[TARGET][:])), texts, None
+
+
+def tell(
+    prepared: Prepared, metrics: dict[str, float], texts: list[str], failure: Exception | None
+) -> Run:
     """Leave predictions, metrics, card and report."""
     recipe, folder = prepared.recipe, prepared.folder
+    examples = written(prepared.sample.pairs, texts) if texts else []
     lines = (json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
     write_text(folder / "predictions.jsonl", "".join(lines))
     pairs = {part: found for part, found in prepared.pairs.items() if part != "test"}
     if prepared.pairs["test"] is not prepared.pairs["eval"]:
         pairs["test"] = prepared.pairs["test"]
     data = {part: pair_facts(found, prepared.rows[part]) for part, found in pairs.items()}
+    if texts and len(texts) < len(prepared.pairs["test"]):
+        data["test" if "test" in pairs else "eval"]["pairs_generated_for"] = len(texts)
     chosen = examples[:: max(1, len(examples) // NUM_EXAMPLES)][:NUM_EXAMPLES]
     shown = [
         {"input": e["source"], "expected": e["target"], "output": e["generated"]} for e in chosen
     ]
-    return finish(recipe, folder, prepared.trainer, metrics, recipe.task, data, examples=shown)
+    kind = type(failure).__name__
+    lacking = f"Its texts could not be generated ({kind}): their scores are missing."
+    told: dict[str, Any] = {"examples": shown, "lacking": lacking if failure else ""}
+    return finish(recipe, folder, prepared.trainer, metrics, recipe.task, data, **told)
 
 
 def run(prepared: Prepared) -> dict[str, float]:
-    """Say what is about to run, run it, and say what came of it; returns the final numbers."""
-    recipe, trainer = prepared.recipe, prepared.trainer
-    say = PartialState().print
-    say(f"Recipe     {recipe.preset or 'of its own'}, {trainer.args.max_steps} steps")
-    counted = [f"{len(rows):,} to {part}" for part, rows in prepared.rows.items()]
-    say(f"Pairs      {', '.join(counted)}")
-    for part, rows in prepared.rows.items():
-        cut = [f"{count:,} {what}s" for what, count in cut_rows(rows).items() if count]
-        if cut:
-            say(f"Cut        {' and '.join(cut)} of {len(rows):,} in {part}, which are too long")
-    facts = ", ".join(f"{name} {value}" for name, value in fact_rows(model_facts(trainer.model)))
-    say(f"Model      {facts}")
-    say(f"Precision  {'bf16' if trainer.args.bf16 else 'fp32'}")
-    metrics, examples = measured(prepared)
-    if PartialState().is_main_process:
-        record = tell(prepared, metrics, examples)
-        say(*example_lines(record.examples[:3]), sep="\n")
-    told = ", ".join(f"{name} {number(metrics[name])}" for name in text_scores(recipe).keys)
-    say(
-        f"{told} on {len(examples):,} held-out pairs; "
+    """Say what is about to run, run it, and say what came of it; returns the final numbers.
+
+    Raises:
+        IncompleteRunError: the model is trained, but its texts could not be generated; all else is
+            written.
+    """
+    recipe, process = prepared.recipe, PartialState()
+    counted = [
+        *pair_lines(prepared.rows),
+        *sample_lines(prepared.trainer.sample, prepared.rows["eval"], "in each evaluation"),
+        *sample_lines(prepared.sample, prepared.rows["test"], "at the end"),
+    ]
+    process.print(*opening_lines(recipe, prepared.trainer, counted), sep="\n")
+    metrics, texts, failure = measured(prepared)
+    if process.is_main_process:
+        record = tell(prepared, metrics, texts, failure)
+        process.print(*example_lines(record.examples[:3]), sep="\n")
+    if failure is not None:
+        process.wait_for_everyone()  # a launcher ends all processes with the first
+        raise IncompleteRunError(
+            f"the texts could not be generated ({failure}). The model, its loss, card and report "
+            f"are in {prepared.folder}; for the texts give the same command again with --resume "
+            f"and a smaller --eval_batch_size (it was {recipe.eval_batch_size})"
+        ) from failure
+    told = (f"{name} {with_doubt(metrics, name, number)}" for name in text_scores(recipe).keys)
+    process.print(
+        f"{', '.join(told)} on {len(texts):,} held-out pairs; "
         f"{duration(metrics['train_seconds'])} of training\n"
         f"Everything is in {prepared.folder}: the model, predictions.jsonl, report.html ..."
     )

@@ -29,10 +29,9 @@ from accelerate import PartialState
 from transformers import AutoModelForMaskedLM, set_seed
 
 import hf_tfopt as tfo
+from hf_tfopt.recipe.carry_out import carry_out, carry_out_or_exit
 from hf_tfopt.recipe.execution import (
     begin,
-    carry_out,
-    carry_out_or_exit,
     finish,
     save,
     settle,
@@ -47,11 +46,12 @@ from hf_tfopt.recipe.masked_lm import (
     model_config,
 )
 from hf_tfopt.recipe.masked_objective import run_objective
+from hf_tfopt.recipe.opening import opening_lines
 from hf_tfopt.run.attention_maps import attention_maps
 from hf_tfopt.run.completions import blanks, complete
-from hf_tfopt.run.facts import data_facts, model_facts
+from hf_tfopt.run.facts import data_facts
 from hf_tfopt.run.folder import Run
-from hf_tfopt.run.tables import TERMS, duration, example_lines, number, summary_lines
+from hf_tfopt.run.tables import TERMS, corpus_lines, duration, example_lines, number
 
 
 class Prepared(NamedTuple):
@@ -77,12 +77,14 @@ def prepare(recipe: Recipe, is_resumed: bool) -> Prepared:
         model = masked_lm_model(recipe, tokenizer)
         objective = run_objective(recipe, model, tokenizer)
         rows = {name: masked_lm_rows(recipe, part, tokenizer) for name, part in corpus.items()}
-        checkpoint = settle(recipe, folder, len(rows["train"]), is_resumed)
+        num_rows = len(rows["train"])
+        checkpoint = settle(recipe, folder, num_rows, is_resumed, is_drawn=corpus.is_drawn)
         if recipe.initialization == "corpus" and checkpoint is None:
             tfo.initialize_from_corpus(model, tfo.ArrowRows(rows["train"]), tokenizer)
         if process.is_main_process:
             tokenizer.save_pretrained(folder)
-    data = {name: data_facts(corpus[name], rows[name], recipe.max_length) for name in rows}
+    width = recipe.max_length
+    data = {name: data_facts(corpus[name], rows[name], width=width) for name in rows}
     trainer = trainer_of(
         recipe,
         model,
@@ -149,11 +151,9 @@ def tell(prepared: Prepared, metrics: dict[str, float]) -> Run:
 
 def run(prepared: Prepared) -> dict[str, float]:
     """Say what is about to run, run it, and say what came of it; returns the final numbers."""
-    recipe, trainer, data = prepared.recipe, prepared.trainer, prepared.data
     say = PartialState().print
-    say(f"Recipe     {recipe.preset or 'of its own'}, {trainer.args.max_steps} steps")
-    say(*summary_lines(data, model_facts(trainer.model)), sep="\n")
-    say(f"Precision  {'bf16' if trainer.args.bf16 else 'fp32'}")
+    counted = corpus_lines(prepared.data, prepared.corpus.is_drawn)
+    say(*opening_lines(prepared.recipe, prepared.trainer, counted), sep="\n")
     if IS_TUNED:
         say("Memory     freed memory is kept for the next step: faster on a CPU, and more is held")
     metrics = measured(prepared)

@@ -77,6 +77,18 @@ def test_report_and_card_are_made_again_from_the_folder_alone(tmp_path, capsys):
     assert (tmp_path / "both.html").read_text().count("run (2)") > 0
 
 
+@pytest.mark.parametrize("command", ["report", "card"])
+def test_a_file_that_cannot_be_written_is_named(command, tmp_path, capsys):
+    run = write_finished_run(tmp_path / "run")
+    file = run / {"report": "report.html", "card": "README.md"}[command]
+    file.mkdir()
+    with pytest.raises(SystemExit) as end:
+        main([command, str(run)])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"hf-tfopt: {file}: cannot be written: ") and error.count("\n") == 1
+
+
 def test_help_is_quick_because_it_imports_nothing_heavy():
     code = (
         "import sys\n"

@@ -23,6 +23,15 @@ _HELD_OUT_SPLITS = ("validation", "test")
 _EMPTY = "the corpus is empty: {source!r} has no document with text in it"
 
 
+class Documents(datasets.DatasetDict):
+    """Documents, "train" and "eval"; `is_drawn`: whether fraction and seed chose any of them.
+
+    They have not where all documents are read and the source has a held-out split of its own.
+    """
+
+    is_drawn: bool = True
+
+
 def load_corpus(
     source: PathLike = "embedded",
     *,
@@ -61,8 +70,8 @@ def load_corpus(
         cache_dir: where datasets are kept; None is the cache of `datasets` (`HF_DATASETS_CACHE`).
 
     Returns:
-        A `DatasetDict`, with streaming an `IterableDatasetDict`, without the documents that have no
-        text.
+        `Documents`, a `DatasetDict`; with streaming an `IterableDatasetDict`; without the documents
+        that have no text.
 
     Raises:
         FileNotFoundError: `source` looks like a path, and there is no such file.
@@ -159,7 +168,7 @@ def split_documents(
     eval_fraction: float,
     seed: int,
     max_documents: int | None,
-) -> datasets.DatasetDict:
+) -> Documents:
     """Documents in a column "text", as `load_corpus` splits them; other columns come along."""
     train, (train_rows, train_keys) = splits["train"], _keys(splits["train"], seed)
     if "eval" in splits:
@@ -182,9 +191,9 @@ def split_documents(
             f"{source!r} has {len(train_rows)} documents to train on that are not in its held-out "
             f"split, which has {len(eval_rows)}: both need one"
         )
-    return datasets.DatasetDict(
-        {"train": _select(train, train_rows), "eval": _select(held_out, eval_rows)}
-    )
+    found = Documents({"train": _select(train, train_rows), "eval": _select(held_out, eval_rows)})
+    found.is_drawn = "eval" not in splits or max_documents is not None
+    return found
 
 
 def _keys(dataset: Any, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ import numpy as np
 from datasets.exceptions import DatasetGenerationError
 from jinja2 import TemplateError
 
-from hf_tfopt.data.corpus import hub_splits, split_documents
+from hf_tfopt.data.corpus import Documents, hub_splits, split_documents
 from hf_tfopt.data.document_cache import PathLike
 from hf_tfopt.data.local_files import LOADERS, check_column, check_utf8, find_files, split_by_name
 from hf_tfopt.data.model_inputs import IGNORED
@@ -40,7 +40,7 @@ def load_instructions(
     eval_fraction: float = 0.05,
     seed: int = 0,
     max_documents: int | None = None,
-) -> datasets.DatasetDict:
+) -> Documents:
     """Instructions, "train" and "eval", split as `load_corpus` splits documents.
 
     Args:

@@ -1,19 +1,22 @@
 """What is learnt from rows with labels: classes, several at once, numbers, or tags of words."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import datasets
 
 from hf_tfopt.data.labelled_names import REGRESSION, SEVERAL, SINGLE, TOKENS
-from hf_tfopt.data.labelled_rows import LABEL, PAIR, TEXT, Labelled, is_text, item_of, with_label
-from hf_tfopt.data.labelled_text import label_names
-from hf_tfopt.registry import nearest
+from hf_tfopt.data.labelled_rows import (
+    LABEL,
+    PAIR,
+    TEXT,
+    UNLABELLED,
+    Labelled,
+    is_text,
+    item_of,
+)
 
 SWITCHED = (0.0, 1.0)
-UNLABELLED = -1  # of the Hub's ClassLabel
-SWITCHES = datasets.List(datasets.Value("float32"))
 NO_LABEL = (
     "it stands for none, as in the test splits of GLUE: leave such rows out, or take another split"
 )
@@ -33,12 +36,13 @@ def problem_of(rows: Labelled) -> str:
     if str(getattr(label, "dtype", "")).startswith(("float", "double", "decimal")):
         return REGRESSION
     values = rows.column(LABEL) if is_text(label) else []
-    numbers = [_number(value) for value in values]
+    numbers = [number_of(value) for value in values]
     is_numeric = bool(numbers) and all(number is not None for number in numbers)
     return REGRESSION if is_numeric and any("." in value for value in values) else SINGLE
 
 
-def _number(value: Any) -> float | None:
+def number_of(value: Any) -> float | None:
+    """The number that a value is or is written as; None: it is none."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -104,6 +108,24 @@ def class_names(rows: Labelled, problem: str) -> list[str] | None:
     return label_names([_plain(label) for several in labels for label in several])
 
 
+def label_names(labels: Iterable[int | str]) -> list[str]:
+    """The classes' names in the order of their numbers: names by the alphabet, numbers from 0.
+
+    Raises:
+        ValueError: a single class, or numbers that leave one out.
+    """
+    found = sorted({*labels})
+    if len(found) < 2:
+        raise ValueError(f"there is one class only, {found}: nothing can be learnt from it")
+    if isinstance(found[0], int) and found != list(range(len(found))):
+        raise ValueError(
+            f"the labels are {', '.join(map(str, found[:10]))}: classes are numbered from 0 "
+            "without gaps, or have names"
+        )
+    names, numbers = [str(name) for name in found], [str(place) for place in range(len(found))]
+    return numbers if set(names) == set(numbers) else names  # "10" is no earlier than "2"
+
+
 def _plain(label: Any) -> int | str:
     return str(label) if isinstance(label, bool) else label
 
@@ -159,119 +181,3 @@ def check_labels(rows: Labelled, problem: str, labels: Sequence[Any]) -> None:
             raise rows.refusal(
                 row, LABEL, f"{len(label)} tags for {words[row]} words, expected as many"
             )
-
-
-def numbers_of(
-    rows: Labelled, problem: str, names: Sequence[str] | None, train: Labelled | None = None
-) -> Labelled:
-    """The rows with labels as they are learnt: class numbers, 0.0 and 1.0 for each class, a number.
-
-    Args:
-        rows: of one split.
-        problem: one of `PROBLEMS`.
-        names: of the classes, from the training rows or the model.
-        train: the training rows as they were read, which say how labels are meant: whether lists
-            are of switches, and numbers are the model's classes; None: these.
-
-    Raises:
-        ValueError: a label that is not among them; a target that is no finite number; training rows
-            that all have the same labels.
-    """
-    labels = rows.column(LABEL)
-    if names is None:
-        return rows._replace(
-            table=with_label(rows.table, _targets(rows, labels), datasets.Value("float32"))
-        )
-    check_labels(rows, problem, labels)
-    form = train or rows
-    if are_switches(form, problem):
-        return rows._replace(
-            table=with_label(rows.table, _switches(rows, labels, len(names)), SWITCHES)
-        )
-    feature = rows.table.features[LABEL]
-    read = _reader(feature if problem == SINGLE else item_of(feature), names, form, problem)
-    places = {name: place for place, name in enumerate(names)}
-
-    def place(row: int, label: Any) -> int:
-        name = read(label)
-        if name not in places:
-            raise _unknown(rows, row, label, names)
-        return places[name]
-
-    if problem == SINGLE:
-        values: list[Any] = [place(row, label) for row, label in enumerate(labels)]
-        kind: Any = datasets.Value("int64")
-    elif problem == TOKENS:
-        values = [[place(row, label) for label in tags] for row, tags in enumerate(labels)]
-        kind = datasets.List(datasets.Value("int64"))
-    else:
-        chosen = [{place(row, label) for label in several} for row, several in enumerate(labels)]
-        values = [[float(c in one) for c in range(len(names))] for one in chosen]
-        _check_differ(rows, values)
-        kind = SWITCHES
-    return rows._replace(table=with_label(rows.table, values, kind))
-
-
-def _switches(rows: Labelled, labels: Sequence[Any], num_classes: int) -> Sequence[Any]:
-    """Lists of 0 and 1, one number for each class."""
-    for row, label in enumerate(labels):
-        if len(label) != num_classes or not all(value in SWITCHED for value in label):
-            raise rows.refusal(
-                row, LABEL, f"expected {num_classes} numbers, 0 or 1, as in the training rows"
-            )
-    _check_differ(rows, labels)
-    return labels
-
-
-def _check_differ(rows: Labelled, values: Sequence[Sequence[float]]) -> None:
-    if rows.source == "train" and all(value == values[0] for value in values):
-        raise ValueError("train: every row has the same labels: nothing can be learnt from them")
-
-
-def _reader(feature: Any, names: Sequence[str], form: Labelled, problem: str) -> Any:
-    """How a label of this type is called among the names."""
-    own = feature.names if isinstance(feature, datasets.ClassLabel) else None
-
-    def called(label: Any) -> str | None:
-        if own is None:
-            return str(label)
-        return own[label] if 0 <= label < len(own) else None
-
-    numbers = [str(place) for place in range(len(names))]
-    if {*names} & {*numbers} or not _are_numbers(form, problem):
-        return called
-    by_number = dict(zip(numbers, names, strict=True))
-    return lambda label: by_number.get(called(label) or "")
-
-
-def _are_numbers(rows: Labelled, problem: str) -> bool:
-    """Whether the labels are whole numbers, be it as text or as a table's own names."""
-    feature = rows.table.features[LABEL]
-    feature = feature if problem == SINGLE else item_of(feature)
-    if isinstance(feature, datasets.ClassLabel):
-        return all(name.isdecimal() for name in feature.names)
-    if str(getattr(feature, "dtype", "")).startswith(("int", "uint")):
-        return True
-    labels = rows.column(LABEL)
-    flat = labels if problem == SINGLE else (label for several in labels for label in several)
-    return all(str(label).isdecimal() for label in flat)
-
-
-def _unknown(rows: Labelled, row: int, label: Any, names: Sequence[str]) -> ValueError:
-    known = ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
-    return ValueError(
-        f"{rows.source}: row {row} has the label {label!r}, which no training row has"
-        f"{nearest(str(label), names)}; they are {known}"
-    )
-
-
-def _targets(rows: Labelled, labels: Iterable[Any]) -> list[float]:
-    found = list[float]()
-    for row, label in enumerate(labels):
-        number = _number(label)
-        if number is None or not math.isfinite(number):
-            raise rows.refusal(row, LABEL, "a regression needs a finite number in every row")
-        found.append(number)
-    if rows.source == "train" and len({*found}) < 2:
-        raise ValueError(f"train: every target is {found[0]:g}: nothing can be learnt from it")
-    return found

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 import datasets
 
 from hf_tfopt.data.local_files import check_column
+from hf_tfopt.registry import nearest
 
 TEXT, PAIR, LABEL = "text", "text_pair", "label"
 SHOWN = 80  # characters of a value that an error shows
+UNLABELLED = -1  # of the Hub's ClassLabel
 
 
 class Labelled(NamedTuple):
@@ -17,16 +19,21 @@ class Labelled(NamedTuple):
     Args:
         table: the rows.
         source: what they are called in an error.
-        names: its column's own name of each of the three.
+        names: its column's own name of each of the three; rows without labels name none.
     """
 
     table: datasets.Dataset
     source: str
     names: Mapping[str, str]
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether it is known what is true of the rows."""
+        return LABEL in self.names
+
     def column(self, name: str) -> list[Any]:
         """All values of a column."""
-        return self.table.select_columns(name).with_format("arrow")[:][name].to_pylist()
+        return values_of(self.table, name)
 
     def shown(self, row: int) -> str:
         """The text of a row, as an error shows it."""
@@ -38,12 +45,36 @@ class Labelled(NamedTuple):
         return ValueError(f"{self.source}: row {row} has {shown} as {self.names[name]!r}; {words}")
 
 
+def values_of(table: datasets.Dataset, column: str) -> list[Any]:
+    """All values of a column, in their order."""
+    return table.select_columns(column).with_format("arrow")[:][column].to_pylist()
+
+
+def is_labelled(table: datasets.Dataset, label_column: str) -> bool:
+    """Whether a table has labels: in such a column something else than nothing and -1 (of GLUE).
+
+    Raises:
+        ValueError: there is no such column, but one of nearly that name.
+    """
+    if label_column not in table.column_names:
+        if nearest(label_column, table.column_names):
+            check_column(label_column, table.column_names)
+        return False
+    return not all(map(_is_nothing, values_of(table, label_column)))
+
+
+def _is_nothing(label: Any) -> bool:
+    if isinstance(label, list):
+        return bool(label) and all(map(_is_nothing, label))
+    return label in (None, "", UNLABELLED)
+
+
 def labelled(
     table: datasets.Dataset,
     source: str,
     text_column: str,
     text_pair_column: str | None,
-    label_column: str,
+    label_column: str | None,
     label_separator: str | None = None,
 ) -> Labelled:
     """The columns of a table that are learnt from, under names of their own.
@@ -53,7 +84,7 @@ def labelled(
         source: what an error calls it.
         text_column: where the text is, or a list of words.
         text_pair_column: where the second text is; None: there is none.
-        label_column: where the label is.
+        label_column: where the label is; None: the rows have none.
         label_separator: stands between several labels in one text; None: they are a list, or one.
 
     Raises:
@@ -72,7 +103,9 @@ def labelled(
         table = table.rename_column(column, f"\0{name}")
     table = table.rename_columns({f"\0{name}": name for name in named})
     found = Labelled(table, source, named)
-    return found if label_separator is None else _split_labels(found, label_separator)
+    if label_separator is None or not found.has_labels:
+        return found
+    return _split_labels(found, label_separator)
 
 
 def _split_labels(found: Labelled, separator: str) -> Labelled:
@@ -91,9 +124,10 @@ def _split_labels(found: Labelled, separator: str) -> Labelled:
 
 
 def with_label(table: datasets.Dataset, values: Sequence[Any], kind: Any) -> datasets.Dataset:
-    """The table with other labels, of this feature type."""
+    """The table with other labels than it may have, of this feature type."""
     column = datasets.Dataset.from_dict({LABEL: values}, features=datasets.Features({LABEL: kind}))
-    rest = table.remove_columns(LABEL).flatten_indices()
+    rest = table.select_columns([name for name in table.column_names if name != LABEL])
+    rest = rest.flatten_indices()
     return datasets.concatenate_datasets([rest, column], axis=1)
 
 

@@ -73,17 +73,20 @@ def _pairs(origin: str, found: datasets.Dataset, columns: Columns) -> datasets.D
         held = getattr(kind, "dtype", kind)
         if held not in ("string", "large_string"):
             raise ValueError(f"{key}_column: {name!r} of {origin} holds {held}, not texts")
-    texts = flat.with_format("arrow")[:]
-    made = pa.table({key: texts.column(name).cast(pa.string()) for key, name in given.items()})
-    return datasets.Dataset(made)
+    # still the file on disk, beside which what is made of the pairs is kept
+    kept: Any = flat.with_format(None).select_columns([*dict.fromkeys(given.values())])
+    if columns.source != columns.target:
+        return kept.rename_columns({name: key for key, name in given.items()})
+    kept = kept.rename_columns({columns.source: SOURCE})
+    return kept.add_column(TARGET, kept[SOURCE][:])
 
 
 def incomplete(pairs: datasets.Dataset) -> Integers:
     """The numbers of the rows without a source or without a target, rising."""
     texts: Any = pairs.with_format("arrow")[:]
     is_empty = [
-        _compute.equal(_compute.utf8_trim_whitespace(texts.column(key).fill_null("")), "")
-        for key in (SOURCE, TARGET)
+        _compute.equal(_compute.binary_length(_compute.utf8_trim_whitespace(column)), 0)
+        for column in (texts.column(key).fill_null("") for key in (SOURCE, TARGET))
     ]
     return np.flatnonzero(_compute.or_(*is_empty).to_numpy())
 

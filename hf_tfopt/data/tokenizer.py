@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 import datasets
 import numpy as np
-from datasets.fingerprint import Hasher
 from datasets.utils import is_progress_bar_enabled
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from hf_tfopt.data.local_files import check_column
+from hf_tfopt.data.rows_fingerprint import rows_fingerprint
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _INPUT_IDS = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
@@ -149,13 +149,13 @@ def tokenize(
         },
     }
     if not isinstance(dataset, datasets.IterableDataset):
+        ends = () if end_id is None else (end_id,)
+        made_with = (text_column, max_length, max(1, min_tokens), *ends)
         options |= {
             "num_proc": num_proc if num_proc is None else min(num_proc, max(1, len(dataset))),
             "keep_in_memory": keep_in_memory,
             "desc": "Tokenizing",
-            "new_fingerprint": _fingerprint(
-                source, tokenizer, text_column, max_length, min_tokens, end_id
-            ),
+            "new_fingerprint": rows_fingerprint("tokenize 1", source, tokenizer, *made_with),
         }
     examples = source.map(_tokenize_batch, **options)
     if next(iter(examples), None) is None:
@@ -170,34 +170,6 @@ def _check_text(source: Any, text_column: str) -> None:
     kind = source.features[text_column] if source.features else None  # streams may not know
     if kind is not None and getattr(kind, "dtype", None) not in ("string", "large_string"):
         raise ValueError(f"column {text_column!r} holds {kind}, not texts")
-
-
-def _fingerprint(
-    source: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    text_column: str,
-    max_length: int,
-    min_tokens: int,
-    end_id: int | None,
-) -> str | None:
-    """Of the examples: that of their documents and of all that makes ids of a text.
-
-    None leaves it to `datasets`, whose own depends on where the tokenizer was read from: a run that
-    trained its tokenizer and one that reads it from a folder would not find the same examples.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or not type(tokenizer).__module__.startswith("transformers."):
-        return None
-    try:
-        bare = Tokenizer.from_str(backend.to_str())
-    except Exception:  # a part of it is written in Python
-        return None
-    bare.no_padding()
-    bare.no_truncation()
-    # The number stands for how examples are made: a file made otherwise must not be found.
-    made_of = ("tokenize 1", type(tokenizer).__qualname__, bare.to_str(), text_column, max_length)
-    ends = () if end_id is None else (end_id,)
-    return Hasher.hash((*made_of, max(1, min_tokens), *ends, source._fingerprint))
 
 
 def cut(num_tokens: int, capacity: int) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hf_tfopt.data.labelled_names import NO_LABELS
 from hf_tfopt.hub.citations import citations
 from hf_tfopt.hub.tasks import TASKS, has_adapter, is_distilled, is_student, origin
 from hf_tfopt.registry import check_name
@@ -43,11 +44,12 @@ def _base(run: Run) -> str | None:
 
 
 def _part(run: Run, name: str = "") -> str:
-    """The part of the data that a score is of: the test data where there are any.
+    """The part of the data that a score is of: the test data where there are any, with labels.
 
     What begins with "eval_" never is, nor perplexity, which is of an evaluation's loss.
     """
-    has_test = "test" in run.data or run.recipe.get("test")
+    test = run.data.get("test")
+    has_test = run.recipe.get("test") if test is None else test.get("labels") != NO_LABELS
     return "test" if has_test and not name.startswith(("eval_", "perplexity")) else "eval"
 
 
@@ -181,14 +183,13 @@ def _of_search(search: SearchSummary | None, flatter: str) -> str:
 def _limits(run: Run, search: SearchSummary | None = None) -> list[str]:
     """What to keep in mind, by the task and by what happened."""
     has_test = _part(run) == "test"
-    recipe, bad = run.recipe, _num_bad_steps(run)
+    recipe, bad, seeds = run.recipe, _num_bad_steps(run), run.metrics.get("num_seeds")
     is_told = {
+        markdown(run.unfinished): bool(run.unfinished),
         TASKS[run.task].limits: True,
         "Its teacher's errors and prejudices are its own.": bool(run.recipe.get("teacher")),
         "It is evaluated on nothing but the data above.": True,
-        "The numbers are of one run with one seed; another seed gives others.": not run.metrics.get(
-            "num_seeds"
-        ),
+        "The numbers are of one run with one seed; another seed gives others.": not seeds,
         "Its checkpoint was chosen on the same held-out data that the numbers are of: they flatter "
         "it a little.": bool(recipe.get("select")) and not has_test,
         _of_search(search, "" if has_test else ", so that the numbers flatter it"): bool(search),
@@ -242,6 +243,7 @@ def model_card(
     """
     task = TASKS[check_name("task", run.task, TASKS)]
     given = {key for key, value in run.recipe.items() if value is not None}
+    has_one_split = "split_seed" in given or "eval_fraction" not in given
     papers = citations(run.recipe, run.task, _num_bad_steps(run) > 0)
     card = ModelCard.from_template(
         _metadata(run),
@@ -258,7 +260,7 @@ def model_card(
         script="distill.py" if is_student(run) else task.script,
         data_parts=list(map(markdown, tables.data_parts(run))),
         limits=_limits(run, search),
-        seeds=_seeds(summary, bool({"eval", "split_seed"} & given)) if summary else None,
+        seeds=_seeds(summary, has_one_split) if summary else None,
         rows={
             "headlines": _escaped(tables.headlines(run)),
             "examples": _escaped(tables.example_rows(run)),
@@ -278,6 +280,7 @@ def write_card(folder: str | Path) -> Path:
 
     Raises:
         ValueError: if the folder holds no finished run.
+        OSError: it cannot be written.
     """
     path = Path(folder) / "README.md"
     pictures = [name for name in _PICTURES if (path.parent / name).is_file()]

@@ -18,13 +18,13 @@ from hf_tfopt.recipe.causal_lm import causal_lm_config
 from hf_tfopt.recipe.causal_lm_adapter import with_adapter
 from hf_tfopt.recipe.causal_lm_keys import CausalLMRecipe
 from hf_tfopt.recipe.classification_keys import TOKENS, ClassificationRecipe
-from hf_tfopt.recipe.classifier import chosen_layers, teacher_config
 from hf_tfopt.recipe.distillation_keys import DistillationRecipe
 from hf_tfopt.recipe.keys import Recipe
 from hf_tfopt.recipe.masked_lm import model_config, model_factory
 from hf_tfopt.recipe.model_parts import opened
 from hf_tfopt.recipe.seq2seq_keys import Seq2SeqRecipe
 from hf_tfopt.recipe.seq2seq_model import seq2seq_config
+from hf_tfopt.recipe.teacher_and_student import chosen_layers, teacher_config
 from hf_tfopt.surgery.layer_stacks import layer_stacks
 
 

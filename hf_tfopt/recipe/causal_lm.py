@@ -50,7 +50,7 @@ def causal_lm_texts(recipe: CausalLMRecipe) -> Any:
     """
     sample: dict[str, Any] = {
         "eval_fraction": recipe.eval_fraction,
-        "seed": recipe.seed,
+        "seed": recipe.split_seed or 0,
         "max_documents": recipe.max_documents,
     }
     if recipe.columns:

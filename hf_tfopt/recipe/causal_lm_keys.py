@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_tfopt.recipe.keys import ATTENTIONS, TEXT_UNITS
+from hf_tfopt.recipe.keys import ATTENTIONS, EVAL_FRACTION, TEXT_UNITS
 from hf_tfopt.recipe.loading import load
-from hf_tfopt.recipe.model_keys import MODEL_SIZES, ModelKeys, is_saved_model
+from hf_tfopt.recipe.model_keys import MODEL_SIZES, CheckpointingKeys, ModelKeys, is_saved_model
 from hf_tfopt.recipe.rates import USUAL_RATES
-from hf_tfopt.recipe.training_keys import TrainingKeys
+from hf_tfopt.recipe.training_keys import TrainingKeys, split_seed_key
 from hf_tfopt.recipe.typed_values import INSIDE_UNIT, POSITIVE, SHARE, at_least, key, listed, one_of
 
 QUANTIZATIONS = ("nf4",)
@@ -21,16 +21,13 @@ _OF_ADAPTER = ("lora_alpha", "lora_dropout", "lora_targets", "merge_adapter", "q
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CausalLMKeys(ModelKeys):
+class CausalLMKeys(CheckpointingKeys, ModelKeys):
     """The model, its adapter, and the texts it learns to write."""
 
     model: str = key(
         "gpt2", "an architecture to build (gpt2, llama ...), or a folder or Hub name to go on from"
     )
     attention: str = key("unpadded", "how attention is computed", one_of(*ATTENTIONS))
-    gradient_checkpointing: bool = key(
-        False, "compute a layer's insides again for its gradient instead of keeping them"
-    )
 
     lora_rank: int | None = key(
         None, "train an adapter of this rank beside the weights (LoRA); none: train them", POSITIVE
@@ -60,7 +57,12 @@ class CausalLMKeys(ModelKeys):
         None, "the column of chats, in the tokenizer's chat template; the answers are learned"
     )
     max_documents: int | None = key(None, "a sample of so many documents or rows", at_least(2))
-    eval_fraction: float = key(0.05, "documents held out for evaluation", INSIDE_UNIT)
+    eval_fraction: float | None = key(
+        None,
+        f"documents held out, where the corpus has no held-out split; none: {EVAL_FRACTION}",
+        INSIDE_UNIT,
+    )
+    split_seed: int | None = split_seed_key()
     tokenizer: str | None = key(None, "a folder or Hub name; none: the model's, or a new BPE")
     vocab_size: int | None = key(None, "words of a new tokenizer", at_least(258))
     max_length: int = key(512, "tokens of the longest example, specials included", at_least(8))
@@ -109,6 +111,7 @@ class CausalLMRecipe(TrainingKeys, CausalLMKeys):
             "learning_rate": (True, USUAL_RATES[self.optimizer] * share, ""),
             "adamw_learning_rate": (is_read, rate * share, words),
             "vocab_size": (new_tokenizer, 8192, "where a new tokenizer is trained"),
+            "eval_fraction": (True, EVAL_FRACTION, ""),
             "output_dir": (True, f"runs/{self.preset or 'causal-lm'}", ""),
             **dict.fromkeys(MODEL_SIZES, (not self.continues, None, "where a new model is built")),
             "text_column": (not self.columns, "text", documents),

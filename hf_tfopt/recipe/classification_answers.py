@@ -25,14 +25,14 @@ class Answer(NamedTuple):
     Args:
         text: the text, or the words with blanks between them.
         text_pair: the second text; None: there is none.
-        label: what is true.
+        label: what is true; None: nobody knows.
         predicted: what it says.
         score: the probability of what it says, of tags the lowest; None of a regression.
     """
 
     text: str
     text_pair: str | None
-    label: str
+    label: str | None
     predicted: str
     score: float | None
 
@@ -50,7 +50,7 @@ def answers(
     Args:
         trainer: that has trained it.
         rows: as tokens, with labels.
-        texts: the same as they were read, with labels as numbers.
+        texts: the same as they were read, with labels as numbers; of rows that have none, zeros.
         problem: one of `PROBLEMS`.
         names: of the classes.
         separator: between labels that are several.
@@ -58,26 +58,29 @@ def answers(
     decided = _decided(trainer, rows, problem)
     found = zip(texts.column(TEXT), _pairs(texts), texts.column(LABEL), decided, strict=True)
     if names is None:
-        return [Answer(t, p, f"{true:g}", f"{float(d[0]):g}", None) for t, p, true, d in found]
-    if problem == TOKENS:
+        said = [Answer(t, p, f"{true:g}", f"{float(d[0]):g}", None) for t, p, true, d in found]
+    elif problem == TOKENS:
         tokens = rows.select_columns("labels")["labels"]
-        return list(_tagged(texts, tokens, decided, names))
-    if problem == SEVERAL:
+        said = list(_tagged(texts, tokens, decided, names))
+    elif problem == SEVERAL:
 
         def several(shares: Any) -> str:
-            said = zip(names, shares, strict=True)
-            return separator.join(name for name, share in said if share > LIKELY)
+            likely = zip(names, shares, strict=True)
+            return separator.join(name for name, share in likely if share > LIKELY)
 
-        return [
+        said = [
             Answer(t, p, several(true), several(d), float(np.maximum(d, 1 - d).min()))
             for t, p, true, d in found
         ]
-    return [
-        Answer(t, p, names[true], names[int(d.argmax())], float(d.max())) for t, p, true, d in found
-    ]
+    else:
+        said = [
+            Answer(t, p, names[true], names[int(d.argmax())], float(d.max()))
+            for t, p, true, d in found
+        ]
+    return said if texts.has_labels else [answer._replace(label=None) for answer in said]
 
 
-def shown_answers(found: Sequence[Answer], num: int = 5) -> list[dict[str, str]]:
+def shown_answers(found: Sequence[Answer], num: int = 5) -> list[dict[str, str | None]]:
     """Some answers from all over the rows, as the card and the report show what a model says."""
     return [
         {

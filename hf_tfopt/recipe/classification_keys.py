@@ -6,8 +6,9 @@ from typing import Any
 
 from hf_tfopt.data.labelled_names import PROBLEMS, REGRESSION, SEVERAL, SINGLE, TOKENS
 from hf_tfopt.metrics import score_keys
+from hf_tfopt.recipe.labelled_keys import LabelledKeys
 from hf_tfopt.recipe.training_keys import TrainingKeys
-from hf_tfopt.recipe.typed_values import INSIDE_UNIT, SHARE, at_least, key, listed, one_of
+from hf_tfopt.recipe.typed_values import SHARE, key, listed, one_of
 from hf_tfopt.registry import check_name
 
 # Of `OBJECTIVES`, those that wrap the loss of the labels.
@@ -36,7 +37,7 @@ METRICS_OF = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassificationKeys:
-    """The model, the rows, and what is learnt from them."""
+    """The model, and what it learns from rows with labels."""
 
     model: str = key("", "what to begin with: an encoder's or a classifier's folder or Hub name")
     new_head: bool = key(
@@ -51,28 +52,9 @@ class ClassificationKeys:
         one_of(*PROBLEMS),
     )
 
-    train: str = key(
-        "", "rows: .csv, .tsv, .jsonl, .parquet, .conll, a folder, or a datasets name:configuration"
-    )
-    eval: str | None = key(
-        None, "held-out rows; none: the validation split of train, or eval_fraction of its rows"
-    )
-    eval_fraction: float | None = key(None, "of the rows, where nothing else is", INSIDE_UNIT)
-    split_seed: int = key(0, "which rows are held out; the same whatever seed is", at_least(0))
-    test: str | None = key(None, "rows for the final numbers; none: the held-out ones")
-    text_column: str = key("text", "the column that holds the text, or a list of words")
-    text_pair_column: str | None = key(None, "the column that holds the second text of a pair")
-    label_column: str = key("label", "the column that holds the label, or a list of them")
     label_separator: str | None = key(
         None, "stands between several labels in one text: news;sports"
     )
-    columns: str | None = key(None, "names of the columns of files without a heading: text,label")
-    shared_examples: str = key(
-        "refuse",
-        "texts that are trained on and held out: refuse, drop them from training, or keep them",
-        one_of("refuse", "drop", "keep"),
-    )
-    max_length: int = key(128, "tokens of the longest text; longer ones are cut", at_least(3))
     packing: bool = key(
         False, "batches without padding, where the model's head and attention allow it"
     )
@@ -93,7 +75,7 @@ class ClassificationKeys:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassificationRecipe(TrainingKeys, ClassificationKeys):
+class ClassificationRecipe(TrainingKeys, LabelledKeys, ClassificationKeys):
     """One fine-tuning run, valid if it exists.
 
     Raises:
@@ -109,9 +91,9 @@ class ClassificationRecipe(TrainingKeys, ClassificationKeys):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, what in (("model", "what to begin with"), ("train", "rows with labels")):
-            if not getattr(self, name):
-                raise ValueError(f"{name}: none given; it names {what}: --{name} PATH")
+        if not self.model:
+            raise ValueError("model: none given; it names what to begin with: --model PATH")
+        self.check_train()
         self._check_objective()
         self._check_problem()
 
@@ -119,16 +101,16 @@ class ClassificationRecipe(TrainingKeys, ClassificationKeys):
         """Those of training, at the rates of fine-tuning."""
         return {
             **super().conditional_keys(),
+            **self.conditional_keys_of_rows(),
             "learning_rate": (True, 5e-5 if self.optimizer == "adamw" else None, ""),
             "num_train_epochs": (self.max_steps is None, 3.0, "where max_steps is not given"),
-            "eval_fraction": (self.eval is None, 0.1, "where eval is not given"),
             "output_dir": (True, "runs/classifier", ""),
         }
 
     @staticmethod
     def sets_aside(changed: Mapping[str, Any]) -> set[str]:
         """Those of training, and what nothing reads any more."""
-        own = {"eval_fraction"} if changed.get("eval") is not None else set[str]()
+        own = LabelledKeys.set_aside_of_rows(changed)
         by_problem = {"metrics", "select"} if "problem" in changed else set[str]()
         by_metrics = {"select"} if "metrics" in changed else set[str]()
         return own | by_problem | by_metrics | TrainingKeys.sets_aside(changed)
@@ -160,10 +142,6 @@ class ClassificationRecipe(TrainingKeys, ClassificationKeys):
         if self.problem is not None:
             for name in self.metric_names():
                 check_name(f"metric of {self.problem} (metrics)", name, METRICS_OF[self.problem])
-
-    def column_names(self) -> list[str] | None:
-        """The names in `columns`."""
-        return listed(self.columns)
 
     def metric_names(self) -> tuple[str, ...]:
         """The names in `metrics`; those of the problem where none are given."""

@@ -20,6 +20,7 @@ from hf_tfopt.recipe.class_order import (
     own_names,
 )
 from hf_tfopt.recipe.classification_keys import ClassificationRecipe
+from hf_tfopt.recipe.model_parts import opened
 from hf_tfopt.surgery.dropout import dropout_sites
 
 # Heads for other things than classes or the next token.
@@ -37,21 +38,44 @@ def classifier_config(recipe: ClassificationRecipe, problem: str, names: list[st
     Raises:
         ValueError: no such model, or a classifier of another problem or other classes.
     """
-    whose = f"model: {recipe.model!r}"
-    try:
-        config: Any = AutoConfig.from_pretrained(recipe.model)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{whose} cannot be opened: {error}") from error
-    if _keeps_head(config, problem) and not recipe.new_head:
+    config = opened(AutoConfig, "model", recipe.model)
+    if not recipe.new_head:
         try:
-            names = _checked_head(whose, config, problem, names)
+            names = names_of_head(f"model: {recipe.model!r}", config, problem, names)
         except ValueError as error:
             raise ValueError(f"{error}; or give it a new head: --new_head true") from error
-    elif not recipe.new_head and (task := _other_task(config, problem)):
-        raise ValueError(
-            f"{whose} is a {task}, and this is {problem}: take another model, or give it a new "
-            "head: --new_head true"
-        )
+    return with_classes(config, problem, names)
+
+
+def names_of_head(
+    whose: str, config: Any, problem: str, names: list[str] | None
+) -> list[str] | None:
+    """The rows' classes as the model's own head has them; as they are where it has none.
+
+    Args:
+        whose: the model, as an error begins.
+        config: of the model.
+        problem: as the rows have it.
+        names: of the rows' classes; None: a regression.
+
+    Raises:
+        ValueError: a head for another task, problem, or other classes.
+    """
+    if is_classifier(config) and architecture(config).endswith(_head(problem)):
+        return _checked_head(whose, config, problem, names)
+    if task := _other_task(config):
+        raise ValueError(f"{whose} is a {task}, and this is {problem}: take another model")
+    return names
+
+
+def with_classes(config: Any, problem: str, names: list[str] | None) -> Any:
+    """The config, told what is learnt; as many outputs as there are classes.
+
+    Args:
+        config: of the model.
+        problem: as the rows have it.
+        names: of the classes, in their order; None: a regression.
+    """
     config.problem_type = None if problem == TOKENS else problem
     if names is None:
         config.num_labels = 1
@@ -64,11 +88,7 @@ def _head(problem: str) -> str:
     return "ForTokenClassification" if problem == TOKENS else "ForSequenceClassification"
 
 
-def _keeps_head(config: Any, problem: str) -> bool:
-    return is_classifier(config) and architecture(config).endswith(_head(problem))
-
-
-def _other_task(config: Any, problem: str) -> str | None:
+def _other_task(config: Any) -> str | None:
     """The head of another task that the model was saved with; heads of pre-training are none."""
     name = architecture(config)
     heads = (*OTHER_TASKS, "ForSequenceClassification")
@@ -94,32 +114,33 @@ def _checked_head(
     return own_names(config) if found == numbers and is_named else found
 
 
-def classifier_tokenizer(recipe: ClassificationRecipe, problem: str, told: list[str]) -> Any:
-    """The model's tokenizer, with a token to pad with.
+def classifier_tokenizer(key: str, name: str, problem: str, told: list[str]) -> Any:
+    """A model's tokenizer, with a token to pad with.
 
     Args:
-        recipe: whose model.
+        key: of the recipe, that says the name.
+        name: of the model, a folder or a Hub repository.
         problem: words with tags need a fast one, which knows the words of tokens.
         told: takes what is to be said.
 
     Raises:
-        ValueError: none there, none that fits, nothing to pad with, or `max_length` beyond it.
+        ValueError: none there, none that fits, or nothing to pad with.
     """
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(recipe.model)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name)
         if problem == TOKENS and getattr(tokenizer, "add_prefix_space", True) is False:
-            tokenizer = AutoTokenizer.from_pretrained(recipe.model, add_prefix_space=True)
+            tokenizer = AutoTokenizer.from_pretrained(name, add_prefix_space=True)
     except (OSError, ValueError) as error:
-        raise ValueError(f"model: {recipe.model!r} has no tokenizer: {error}") from error
+        raise ValueError(f"{key}: {name!r} has no tokenizer: {error}") from error
     if problem == TOKENS and not tokenizer.is_fast:
         raise ValueError(
-            f"model: {type(tokenizer).__name__} does not tell which word a token is of, as tags "
+            f"{key}: {type(tokenizer).__name__} does not tell which word a token is of, as tags "
             "need it: take a model with a fast tokenizer"
         )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ValueError(
-                f"model: {type(tokenizer).__name__} has no padding token, and none that ends a "
+                f"{key}: {type(tokenizer).__name__} has no padding token, and none that ends a "
                 "text in its place: set one and save it with the model"
             )
         tokenizer.pad_token = tokenizer.eos_token
@@ -136,29 +157,65 @@ def classifier_model(recipe: ClassificationRecipe, config: Any, tokenizer: Any) 
         tokenizer: its own.
 
     Raises:
-        ValueError: it cannot classify.
+        ValueError: it cannot classify, or has too few positions for `max_length`.
     """
-    problem = recipe.problem
-    if getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = tokenizer.pad_token_id
-    kind: Any = (
-        AutoModelForTokenClassification if problem == TOKENS else AutoModelForSequenceClassification
+    factory: Any = (
+        AutoModelForTokenClassification
+        if recipe.problem == TOKENS
+        else AutoModelForSequenceClassification
     )
-    try:
-        model = kind.from_pretrained(
-            recipe.model,
-            config=config,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=recipe.new_head,
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model: {recipe.model!r} cannot be a classifier: {error}") from error
+    model = opened_classifier(
+        factory,
+        "model",
+        recipe.model,
+        config,
+        tokenizer,
+        ignore_mismatched_sizes=recipe.new_head,
+    )
     if recipe.new_head:
-        _renew_head(model, kind)
+        _renew_head(model, factory)
     if recipe.head_dropout is not None:
         _set_head_dropout(model, recipe.head_dropout)
-    _check_length(recipe, ModelFacts.of(model).num_positions)
+    check_positions(model, recipe.max_length)
     return model
+
+
+def opened_classifier(
+    factory: Any, key: str, name: str, config: Any, tokenizer: Any, **options: Any
+) -> Any:
+    """A model with its own head or a new one, in fp32.
+
+    Args:
+        factory: an Auto class, by what is classified.
+        key: of the recipe, that says the name.
+        name: of the model, a folder or a Hub repository.
+        config: from `with_classes`.
+        tokenizer: the model's own.
+        options: of the factory.
+
+    Raises:
+        ValueError: it cannot classify.
+    """
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    try:
+        return factory.from_pretrained(name, config=config, dtype=torch.float32, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{key}: {name!r} cannot be a classifier: {error}") from error
+
+
+def check_positions(model: Any, max_length: int) -> None:
+    """Refuse rows that are longer than what the model reads.
+
+    Raises:
+        ValueError: with the longest that it does.
+    """
+    num_positions = ModelFacts.of(model).num_positions
+    if num_positions is not None and max_length > num_positions:
+        raise ValueError(
+            f"max_length: {max_length} tokens, but the model has {num_positions} positions: "
+            f"--max_length {num_positions} is the longest"
+        )
 
 
 @torch.no_grad()
@@ -179,11 +236,3 @@ def _set_head_dropout(model: Any, share: float) -> None:
         raise ValueError(f"head_dropout: the head of {type(model).__name__} has none; leave it out")
     for site in own:
         site.set(share)
-
-
-def _check_length(recipe: ClassificationRecipe, num_positions: int | None) -> None:
-    if num_positions is not None and recipe.max_length > num_positions:
-        raise ValueError(
-            f"max_length: {recipe.max_length} tokens, but the model has {num_positions} positions: "
-            f"--max_length {num_positions} is the longest"
-        )

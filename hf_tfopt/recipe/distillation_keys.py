@@ -5,22 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_tfopt.recipe.labelled_keys import LabelledKeys
 from hf_tfopt.recipe.loading import load
 from hf_tfopt.recipe.teacher_keys import DIVERGENCES, FROM_ZERO_TO_ONE, listed_numbers
 from hf_tfopt.recipe.training_keys import TrainingKeys
-from hf_tfopt.recipe.typed_values import (
-    INSIDE_UNIT,
-    POSITIVE,
-    at_least,
-    key,
-    listed,
-    one_of,
-)
+from hf_tfopt.recipe.typed_values import POSITIVE, key, one_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassifierKeys:
-    """The teacher, the student and the labelled texts."""
+class StudentKeys:
+    """The teacher, and what the student takes over and learns from it."""
 
     teacher: str = key(
         "", "a classifier's folder or Hub name; or an encoder's, with teacher_epochs"
@@ -42,18 +36,9 @@ class ClassifierKeys:
         None, "alpha above 0: from teacher to student", one_of(*DIVERGENCES)
     )
 
-    train: str = key("", "labelled texts: .csv, .tsv, .jsonl, .parquet or a datasets name")
-    eval: str | None = key(None, "held-out ones; none: eval_fraction of the training rows")
-    eval_fraction: float | None = key(None, "rows held out where eval is none", INSIDE_UNIT)
-    test: str | None = key(None, "rows for the final accuracy; none: those of eval")
-    text_column: str = key("text", "the column that holds the text")
-    label_column: str = key("label", "the column that holds the label")
-    columns: str | None = key(None, "names of the columns of files without a heading: text,label")
-    max_length: int = key(128, "tokens of the longest text; longer ones are cut", at_least(8))
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DistillationRecipe(TrainingKeys, ClassifierKeys):
+class DistillationRecipe(TrainingKeys, LabelledKeys, StudentKeys):
     """One distillation run, valid if it exists.
 
     Raises:
@@ -65,9 +50,9 @@ class DistillationRecipe(TrainingKeys, ClassifierKeys):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, what in (("teacher", "a classifier's folder"), ("train", "labelled texts")):
-            if not getattr(self, name):
-                raise ValueError(f"{name}: none given; it names {what}: --{name} PATH")
+        if not self.teacher:
+            raise ValueError("teacher: none given; it names a classifier's folder: --teacher PATH")
+        self.check_train()
         self.layer_numbers()
 
     def conditional_keys(self) -> dict[str, tuple[bool, Any, str]]:
@@ -75,12 +60,12 @@ class DistillationRecipe(TrainingKeys, ClassifierKeys):
         is_trained_here = self.teacher_epochs is not None
         return {
             **super().conditional_keys(),
+            **self.conditional_keys_of_rows(),
             # a student begins with its teacher's weights: between fine-tuning and pre-training
             "learning_rate": (True, 2e-4, ""),
             "teacher_learning_rate": (is_trained_here, 1e-4, "with teacher_epochs"),
             "temperature": (self.alpha > 0, 2.0, "with alpha above 0"),
             "divergence": (self.alpha > 0, "kl", "with alpha above 0"),
-            "eval_fraction": (self.eval is None, 0.1, "where eval is not given"),
             "output_dir": (True, "runs/distilled", ""),
         }
 
@@ -95,10 +80,9 @@ class DistillationRecipe(TrainingKeys, ClassifierKeys):
             "temperature": changed.get("alpha") == 0,
             "divergence": changed.get("alpha") == 0,
             "teacher_learning_rate": changed.get("teacher_epochs", 1) is None,
-            "eval_fraction": changed.get("eval") is not None,
         }
         own = {name for name, is_aside in aside.items() if is_aside}
-        return own | TrainingKeys.sets_aside(changed)
+        return own | LabelledKeys.set_aside_of_rows(changed) | TrainingKeys.sets_aside(changed)
 
     def of_teacher(self) -> "DistillationRecipe":
         """How the teacher is trained first: at its own rate for its own epochs, at random."""
@@ -110,6 +94,24 @@ class DistillationRecipe(TrainingKeys, ClassifierKeys):
             learning_rate=self.teacher_learning_rate,
         )
 
+    def check_teachers_steps(self, num_rows: int, num_processes: int) -> None:
+        """Refuse a schedule that does not fit into the teacher's own steps, where it has some.
+
+        Args:
+            num_rows: rows of the training set.
+            num_processes: devices that train side by side.
+
+        Raises:
+            ValueError: warm-up and decay are more than the whole run.
+        """
+        if self.teacher_epochs is None:
+            return
+        own = self.of_teacher()
+        try:
+            own.schedule_steps(own.total_steps(num_rows, num_processes))
+        except ValueError as error:
+            raise ValueError(f"teacher_epochs {self.teacher_epochs:g}: {error}") from error
+
     def layer_numbers(self) -> list[int] | None:
         """The teacher's layers that the student keeps, counted from 0; None: every second one.
 
@@ -117,10 +119,6 @@ class DistillationRecipe(TrainingKeys, ClassifierKeys):
             ValueError: not a list of whole numbers.
         """
         return None if self.layers is None else listed_numbers("layers", self.layers)
-
-    def column_names(self) -> list[str] | None:
-        """The names in `columns`."""
-        return listed(self.columns)
 
 
 def load_distillation(

@@ -1,7 +1,6 @@
 """What every script does around its own part: before the data, around the Trainer, at the end."""
 
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from hf_tfopt.attachment import attach
 from hf_tfopt.hub import check_push, push_or_tell, write_card
 from hf_tfopt.metrics.scores import Scores
 from hf_tfopt.optimizers.for_trainer import optimizer
-from hf_tfopt.recipe.command_line import Command
 from hf_tfopt.recipe.host_arguments import (
     run_callbacks,
     run_optimizer,
@@ -24,17 +22,25 @@ from hf_tfopt.recipe.host_arguments import (
     run_schedule,
     training_arguments,
 )
-from hf_tfopt.recipe.search import searched
-from hf_tfopt.recipe.seeds import over_seeds
 from hf_tfopt.recipe.selection import check_select, check_unstopped, selected_metrics
 from hf_tfopt.recipe.training_keys import TrainingKeys
 from hf_tfopt.report import write_report
 from hf_tfopt.run.checkpoints import checkpoint_step, checkpoint_to_resume
 from hf_tfopt.run.energy import EnergyMeter, energy_numbers
 from hf_tfopt.run.facts import environment_facts, hub_names, model_facts
-from hf_tfopt.run.folder import Run, check_unchanged, claim, write_run, write_text
+from hf_tfopt.run.folder import (
+    OF_THE_DRAW,
+    RECIPE,
+    Run,
+    check_unchanged,
+    claim,
+    write_run,
+    write_text,
+)
 from hf_tfopt.run.progress import ProgressBar
 from hf_tfopt.trainer import TfoptTrainer
+
+INTERVALS = 0.95  # the level of the final numbers' bootstrap intervals
 
 
 def begin(recipe: TrainingKeys, is_resumed: bool) -> Path:
@@ -64,7 +70,12 @@ def begin(recipe: TrainingKeys, is_resumed: bool) -> Path:
 
 
 def settle(
-    recipe: TrainingKeys, folder: Path, num_rows: int, is_resumed: bool, whose: str = ""
+    recipe: TrainingKeys,
+    folder: Path,
+    num_rows: int,
+    is_resumed: bool,
+    whose: str = "",
+    is_drawn: bool = True,
 ) -> Path | None:
     """The checkpoint to go on from, if any; and recipe.yaml, where the run begins.
 
@@ -74,6 +85,7 @@ def settle(
         num_rows: rows to train on.
         is_resumed: whether to go on from a checkpoint.
         whose: stands before what is said, where a script trains several models.
+        is_drawn: whether held-out rows were drawn; the keys that say how are null where not.
 
     Raises:
         ValueError: a schedule that does not fit into the steps, or a run that is finished.
@@ -90,7 +102,7 @@ def settle(
             folder, total, lambda words: process.print(before + words)
         )
     if process.is_main_process:
-        write_text(folder / "recipe.yaml", recipe.to_yaml())
+        write_text(folder / RECIPE, recipe.to_yaml(() if is_drawn else OF_THE_DRAW))
     return checkpoint
 
 
@@ -186,6 +198,7 @@ def finish(
     data: Mapping[str, Mapping[str, Any]],
     examples: Sequence[Mapping[str, Any]] = (),
     attention: Sequence[Mapping[str, Any]] = (),
+    lacking: str = "",
 ) -> Run:
     """Leave metrics, card and report beside the saved model, and push; on the main process alone.
 
@@ -198,6 +211,7 @@ def finish(
         data: facts of "train" and "eval".
         examples: what the model makes of some of the held-out data.
         attention: maps of chosen sentences.
+        lacking: what of the metrics is not there, and why: such a run is not pushed.
     """
     record = Run(
         name=folder.resolve().name,
@@ -211,69 +225,11 @@ def finish(
         attention=attention,
         environment=environment_facts(trainer.args.device, trainer.args.world_size),
         hub_names=hub_names(dataclasses.asdict(recipe)),
+        unfinished=lacking,
     )
     write_run(folder, record)
     write_report([folder])
     write_card(folder)  # with the report's curves
-    if recipe.push_to is not None:  # last: whatever comes of it, the run is whole
+    if recipe.push_to is not None and not lacking:  # last: whatever comes of it, the run is whole
         push_or_tell(folder, recipe.push_to, recipe.private is not False)
     return record
-
-
-def carry_out(
-    command: Command[Any],
-    prepare: Callable[[Any, bool], Any],
-    run: Callable[[Any], dict[str, float]],
-) -> dict[str, float]:
-    """Do what a command line asks for; returns the final numbers, as metrics.json has them.
-
-    One run; or one for each of the recipe's `seeds`, or trials of its `search` before it.
-
-    Args:
-        command: from `read_command`.
-        prepare: recipe, whether it is gone on with -> all that `run` needs, checked.
-        run: trains, and leaves the folder.
-
-    Raises:
-        ValueError: for everything that cannot be, before training begins.
-    """
-
-    def once(
-        recipe: Any, is_resumed: bool, ready: Callable[[], None] = lambda: None
-    ) -> dict[str, float]:
-        prepared = prepare(recipe, is_resumed)
-        ready()
-        return run(prepared)
-
-    recipe, is_resumed = command
-    if recipe.search is not None:
-        recipe, is_resumed = searched(recipe, is_resumed, once), True
-    if recipe.seeds is not None:
-        return over_seeds(recipe, is_resumed, once)
-    return once(recipe, is_resumed)
-
-
-def carry_out_or_exit(
-    command: Command[Any],
-    prepare: Callable[[Any, bool], Any],
-    run: Callable[[Any], dict[str, float]],
-) -> None:
-    """The same for a script: the user's mistakes end the program with one line.
-
-    What goes wrong while it trains keeps its traceback.
-    """
-    is_training = False
-
-    def prepared(recipe: Any, is_resumed: bool) -> Any:
-        nonlocal is_training
-        is_training = False
-        found = prepare(recipe, is_resumed)
-        is_training = True
-        return found
-
-    try:
-        carry_out(command, prepared, run)
-    except (ValueError, OSError, ImportError) as error:  # the user's: one line tells it better
-        if is_training:
-            raise
-        sys.exit(f"error: {error}")

@@ -17,6 +17,7 @@ from hf_tfopt.callbacks.monitors import monitors
 from hf_tfopt.callbacks.stability import StabilityGuard
 from hf_tfopt.data import SAMPLERS
 from hf_tfopt.data.batch_plan import BatchPlan
+from hf_tfopt.recipe.model_keys import CheckpointingKeys
 from hf_tfopt.recipe.selection import selection_arguments, selection_callbacks
 from hf_tfopt.recipe.training_keys import TrainingKeys
 from hf_tfopt.recipe.typed_values import listed
@@ -67,6 +68,14 @@ def training_arguments(
         "report_to": _trackers(recipe.report_to),
     }
     return kind(**{**arguments, **selection_arguments(recipe), **others})
+
+
+def checkpointing_arguments(recipe: CheckpointingKeys) -> dict[str, Any]:
+    """Layers computed twice; not the reentrant way, which needs inputs that have a gradient."""
+    if not recipe.gradient_checkpointing:
+        return {}
+    kind = {"use_reentrant": False}
+    return {"activation_checkpointing": True, "activation_checkpointing_kwargs": kind}
 
 
 def run_optimizer(recipe: TrainingKeys) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from typing import Any
 
 from hf_tfopt.data.masking_rule import UNITS
 from hf_tfopt.recipe.loading import load
-from hf_tfopt.recipe.model_keys import MODEL_SIZES, ModelKeys, is_saved_model
+from hf_tfopt.recipe.model_keys import HOST_ATTENTIONS, MODEL_SIZES, ModelKeys, is_saved_model
 from hf_tfopt.recipe.rates import USUAL_RATES
 from hf_tfopt.recipe.teacher_keys import OF_TEACHER, TeacherKeys
-from hf_tfopt.recipe.training_keys import RATES_OVER_TIME, TrainingKeys
+from hf_tfopt.recipe.training_keys import RATES_OVER_TIME, TrainingKeys, split_seed_key
 from hf_tfopt.recipe.typed_values import (
     INSIDE_UNIT,
     POSITIVE,
@@ -25,8 +25,9 @@ from hf_tfopt.recipe.typed_values import (
 )
 
 OBJECTIVES = ("mlm", "mlm+nsp", "mlm+sop")
+EVAL_FRACTION = 0.05  # where a recipe does not say it
 TEXT_UNITS = ("paragraph", "line", "file")
-ATTENTIONS = ("unpadded", "sdpa", "eager", "flex_attention", "flash_attention_2")
+ATTENTIONS = ("unpadded", *HOST_ATTENTIONS)
 # With a corpus of its own, and with pairs of its texts, these keys of a preset mean nothing.
 _SETS_ASIDE = {
     "tokenizer": ("vocab_size",),
@@ -50,7 +51,12 @@ class CorpusKeys(ModelKeys):
     text_column: str = key("text", "the column that holds the text")
     text_unit: str = key("paragraph", "a document of a .txt file", one_of(*TEXT_UNITS))
     max_documents: int | None = key(None, "a sample of so many documents", at_least(2))
-    eval_fraction: float = key(0.05, "documents held out for evaluation", INSIDE_UNIT)
+    eval_fraction: float | None = key(
+        None,
+        f"documents held out, where the corpus has no held-out split; none: {EVAL_FRACTION}",
+        INSIDE_UNIT,
+    )
+    split_seed: int | None = split_seed_key()
     tokenizer: str | None = key(None, "a folder or Hub name; none: the model's, or a new WordPiece")
     vocab_size: int | None = key(None, "words of a new tokenizer", POSITIVE)
     max_length: int = key(128, "tokens of the longest example, specials included", at_least(8))
@@ -90,6 +96,7 @@ class Recipe(TrainingKeys, TeacherKeys, CorpusKeys):
             **super().conditional_keys(),
             "learning_rate": (True, USUAL_RATES[self.optimizer], ""),
             "packing": (self.objective == "mlm", True, words_alone),
+            "eval_fraction": (True, EVAL_FRACTION, ""),
             "vocab_size": (new_tokenizer, 8192, "where a new tokenizer is trained"),
             "output_dir": (True, f"runs/{self.preset or 'run'}", ""),
             "initialization": (not self.continues, "corpus", "where a new model is built"),

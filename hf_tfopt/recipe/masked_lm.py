@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
 import torch
-from datasets.utils import is_progress_bar_enabled
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
@@ -29,21 +27,22 @@ from hf_tfopt.recipe.model_parts import (
     opened,
     saved_config,
 )
+from hf_tfopt.run.progress import progress_where_long
 from hf_tfopt.surgery.attention import unpadded_attention
 from hf_tfopt.surgery.student import student_from
 
 # The objectives that train on pairs of texts, and which pairs.
 PAIR_TASKS: dict[str, Literal["nsp", "sop"]] = {"mlm+nsp": "nsp", "mlm+sop": "sop"}
-_LONG = 100 << 20  # bytes of text: a minute or more of tokenizing
 
 
 def masked_lm_corpus(recipe: Recipe) -> Any:
     """The recipe's documents, "train" and "eval"; raises ValueError as `load_corpus`."""
     text_unit: Any = recipe.text_unit
+    assert recipe.eval_fraction is not None
     return load_corpus(
         recipe.corpus,
         eval_fraction=recipe.eval_fraction,
-        seed=recipe.seed,
+        seed=recipe.split_seed or 0,
         text_column=recipe.text_column,
         text_unit=text_unit,
         max_documents=recipe.max_documents,
@@ -55,21 +54,12 @@ def masked_lm_rows(recipe: Recipe, documents: Any, tokenizer: Any) -> Any:
 
     Progress is shown where it takes minutes, also if `datasets` was told to show none.
     """
-    if documents.data.nbytes < _LONG or is_progress_bar_enabled():
-        return _rows(recipe, documents, tokenizer)
-    datasets.enable_progress_bars()
-    try:
-        return _rows(recipe, documents, tokenizer)
-    finally:
-        datasets.disable_progress_bars()
-
-
-def _rows(recipe: Recipe, documents: Any, tokenizer: Any) -> Any:
-    task = PAIR_TASKS.get(recipe.objective)
-    if task is not None:
-        return sentence_pairs(documents, tokenizer, task, recipe.max_length, seed=recipe.seed)
-    examples = tokenize(documents, tokenizer, recipe.max_length)
-    return pack(examples, recipe.max_length) if recipe.packing else examples
+    with progress_where_long(documents.data.nbytes):
+        task = PAIR_TASKS.get(recipe.objective)
+        if task is not None:
+            return sentence_pairs(documents, tokenizer, task, recipe.max_length, seed=recipe.seed)
+        examples = tokenize(documents, tokenizer, recipe.max_length)
+        return pack(examples, recipe.max_length) if recipe.packing else examples
 
 
 def model_factory(recipe: Recipe) -> Any:

@@ -9,6 +9,17 @@ MODEL_SIZES = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("intermediate_size", "max_position_embeddings"),
 )
+# The host's ways to compute attention.
+HOST_ATTENTIONS = ("sdpa", "eager", "flex_attention", "flash_attention_2")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointingKeys:
+    """What a training keeps in memory for its gradients."""
+
+    gradient_checkpointing: bool = key(
+        False, "compute a layer's insides again for its gradient instead of keeping them"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,18 @@
 """What recipes of language models share: a new model's configuration, or a saved one, opened."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from hf_tfopt.data.model_inputs import ModelFacts
+from hf_tfopt.recipe.model_keys import ModelKeys
 from hf_tfopt.registry import UnknownNameError, check_name, nearest
 
 _SPECIAL_IDS = ("pad", "bos", "eos", "cls", "sep", "mask")
+# Where the host's documentation of an architecture names a trained model of it.
+_TRAINED_MODEL = re.compile(r"\]\(https://huggingface\.co/(?!papers/)([\w.-]+/[\w.-]+)\)")
 
 
 def opened(factory: Any, key: str, name: str, **options: Any) -> Any:
@@ -25,7 +29,7 @@ def opened(factory: Any, key: str, name: str, **options: Any) -> Any:
     """
     try:
         return factory.from_pretrained(name, **options)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{key}: {name!r} cannot be opened: {error}") from error
 
 
@@ -88,6 +92,21 @@ def dropouts(config: Any, dropout: float | None) -> dict[str, float]:
         and not any(part in name for part in ("layerdrop", "classif", "summary"))
         and isinstance(value, float)
     }
+
+
+def new_model_lines(recipe: ModelKeys) -> list[str]:
+    """What to say of a model that is built anew, for a terminal; nothing of a trained one.
+
+    The name of an architecture (gpt2) is often taken for that of its best-known trained model.
+    """
+    if recipe.continues:
+        return []
+    found = _TRAINED_MODEL.search(CONFIG_MAPPING[recipe.model].__doc__ or "")
+    named = f"{found[1]}, " if found else ""
+    return [
+        f"Weights    untrained: {recipe.model} is an architecture, of which this is a new model; "
+        f"to go on from a trained one: --model {named}another Hub name, or a folder"
+    ]
 
 
 def fit_to_tokenizer(config: Any, tokenizer: Any) -> None:

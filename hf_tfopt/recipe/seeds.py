@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,19 @@ from accelerate.utils import broadcast_object_list
 
 from hf_tfopt.hub import check_push, push_or_tell, write_card
 from hf_tfopt.metrics import is_higher_better
+from hf_tfopt.recipe.incomplete import LENGTHS, incomplete_run
 from hf_tfopt.recipe.selection import WITHOUT_GAIN, result_name
 from hf_tfopt.recipe.training_keys import TrainingKeys
 from hf_tfopt.report import write_report
-from hf_tfopt.run.folder import METRICS, RECIPE, check_unchanged, claim, write_json, write_text
+from hf_tfopt.run.folder import (
+    METRICS,
+    RECIPE,
+    check_unchanged,
+    claim,
+    unread_keys,
+    write_json,
+    write_text,
+)
 from hf_tfopt.run.seed_summary import (
     SEEDS,
     SeedSummary,
@@ -32,9 +42,6 @@ from hf_tfopt.run.unfinished import LIVE_LOG
 
 # recipe, whether it is gone on with, what is done when nothing can be wrong any more -> the numbers
 Once = Callable[[Any, bool, Callable[[], None]], dict[str, float]]
-
-# What makes a finished run one that may go on.
-_LONGER = ("max_steps", "num_train_epochs")
 
 
 def seed_recipe(recipe: Any, seed: int) -> Any:
@@ -64,14 +71,14 @@ def over_seeds(recipe: Any, is_resumed: bool, once: Once) -> dict[str, float]:
     process.wait_for_everyone()
     own = {seed: seed_recipe(recipe, seed) for seed in recipe.seeds}
 
-    def ready() -> None:
+    def ready(each: Any) -> None:  # whose own recipe is written by then
         if process.is_main_process:
-            write_text(folder / RECIPE, recipe.to_yaml())
+            write_text(folder / RECIPE, recipe.to_yaml(unread_keys(each.output_dir)))
 
     metrics: dict[int, Mapping[str, Any]] = {}
     for number, (seed, each) in enumerate(own.items(), start=1):
         process.print(f"\nSeed       {seed}, {number} of {len(own)}")
-        metrics[seed] = metrics_of(each, once, ready, folder)
+        metrics[seed] = metrics_of(each, once, partial(ready, each), folder)
     by = result_name(recipe, metrics.values()) or "eval_loss"
     shown = median_seed(metrics, by, is_higher_better(by))
     summary = SeedSummary(metrics, by, shown)
@@ -132,7 +139,9 @@ def finished_metrics(recipe: TrainingKeys) -> dict[str, float] | None:
         metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    is_same = all(before.get(name) == getattr(recipe, name) for name in _LONGER)
+    if incomplete_run(recipe, folder):
+        return None
+    is_same = all(before.get(name) == getattr(recipe, name) for name in LENGTHS)
     return metrics if is_same and not _goes_on(before, metrics, recipe) else None
 
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -24,10 +24,43 @@ from hf_tfopt.trainer import TfoptTrainer
 # What only several beams read: a model's own are put aside where one generates.
 _OF_BEAMS = ("early_stopping", "length_penalty", "diversity_penalty")
 
+_Numbered = tuple[int, str]  # the number of a row, and the text that is written for it
 
-def text_scores(recipe: Seq2SeqRecipe) -> Scores:
-    """The recipe's metrics of texts."""
-    return Scores(*recipe.metric_names())
+
+class Sample(NamedTuple):
+    """Pairs that texts are generated for, and the same as token ids."""
+
+    pairs: datasets.Dataset
+    rows: datasets.Dataset
+
+
+def sampled(pairs: datasets.Dataset, rows: datasets.Dataset, count: int | None = None) -> Sample:
+    """So many pairs, drawn by chance but always the same; all where there are no more, or by None.
+
+    Args:
+        pairs: of texts.
+        rows: the same as token ids.
+        count: how many; whatever a run's seed is, they are the same.
+    """
+    if count is None or count >= len(pairs):
+        return Sample(pairs, rows)
+    chosen = np.sort(np.random.default_rng(0).permutation(len(pairs))[:count])
+    return Sample(pairs.select(chosen), rows.select(chosen))
+
+
+def sample_lines(sample: Sample | None, rows: datasets.Dataset, when: str) -> list[str]:
+    """What to say of texts that are generated for only some of these rows, for a terminal."""
+    if sample is None or len(sample.rows) == len(rows):
+        return []
+    return [
+        f"Generated  {when}: for {len(sample.rows):,} of the {len(rows):,} held-out pairs, "
+        "the same in every run"
+    ]
+
+
+def text_scores(recipe: Seq2SeqRecipe, intervals: float | None = None) -> Scores:
+    """The recipe's metrics of texts, with bootstrap intervals of this level if one is given."""
+    return Scores(*recipe.metric_names(), intervals=intervals)
 
 
 def generation_config(recipe: Seq2SeqRecipe, model: Any, tokenizer: Any) -> GenerationConfig:
@@ -108,9 +141,8 @@ def check_generation(model: Any, tokenizer: Any, source: Sequence[int]) -> None:
     model.train(was_training)
 
 
-@torch.no_grad()
 def generated(
-    model: Any,
+    open_model: Callable[[], Any],
     tokenizer: Any,
     rows: datasets.Dataset,
     batch_size: int,
@@ -119,20 +151,47 @@ def generated(
     """What a model writes for each row, in their order, by its own `generation_config`.
 
     Every process does a part of the rows, and all have all texts at the end. Rows of similar length
-    go together, the longest first.
+    go together, the longest first. Where it fails on one process, no other waits for it.
 
     Args:
-        model: it is left in the mode that it is in.
+        open_model: gives the model; it is left in the mode that it is in.
         tokenizer: the model's.
         rows: with "input_ids".
         batch_size: sources at a time.
         context: around each call of the model, such as autocast.
+
+    Raises:
+        Exception: whatever the host raises, memory that does not suffice most of all.
+        RuntimeError: another process has raised it.
     """
+    found, failure = list[_Numbered](), None
+    try:
+        found = _own_texts(open_model(), tokenizer, rows[IDS][:], batch_size, context)
+    except Exception as error:
+        failure = error
+    told = [(found, "" if failure is None else f"{type(failure).__name__}: {failure}")]
+    if PartialState().num_processes > 1:
+        told = gather_object(told)
+    if failure is not None:
+        raise failure
+    if words := next((words for _, words in told if words), None):
+        raise RuntimeError(f"on another process: {words}")
+    return [text for _, text in sorted(each for own, _ in told for each in own)]
+
+
+@torch.no_grad()
+def _own_texts(
+    model: Any,
+    tokenizer: Any,
+    sources: Sequence[Sequence[int]],
+    batch_size: int,
+    context: Callable[[], Any],
+) -> list[_Numbered]:
+    """The texts of this process's part of the sources, each with its source's number."""
     process = PartialState()
-    sources: list[list[int]] = rows[IDS][:]
     order = sorted(range(len(sources)), key=lambda row: -len(sources[row]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    found: list[tuple[int, str]] = []
+    found = list[_Numbered]()
     was_training = model.training
     model.eval()
     for batch in batches[process.process_index :: process.num_processes]:
@@ -142,9 +201,7 @@ def generated(
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         found += zip(batch, (text.strip() for text in texts), strict=True)
     model.train(was_training)
-    if process.num_processes > 1:
-        found = gather_object(found)
-    return [text for _, text in sorted(found)]
+    return found
 
 
 class GeneratingTrainer(TfoptTrainer):
@@ -156,47 +213,44 @@ class GeneratingTrainer(TfoptTrainer):
 
     Args:
         args: of `TfoptTrainer`.
-        samples: the pairs; none: the loss alone.
-        sample_rows: the same as token ids.
+        sample: the pairs; none: the loss alone.
         text_scores: of the texts.
         parts: of `TfoptTrainer`.
 
     Raises:
-        ValueError: samples, where each process has only a part of the weights.
+        ValueError: a sample, where each process has only a part of the weights.
     """
 
     def __init__(
         self,
         *args: Any,
-        samples: datasets.Dataset | None = None,
-        sample_rows: datasets.Dataset | None = None,
+        sample: Sample | None = None,
         text_scores: Scores | None = None,
         **parts: Any,
     ):
         super().__init__(*args, **parts)
-        if samples is not None and (self.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
+        if sample is not None and (self.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
             raise ValueError(
                 "eval_samples with weights cut into shards (FSDP, ZeRO-3): the processes would "
                 "wait for one another; leave it out, texts are generated at the end all the same"
             )
-        self.samples = samples
-        self.sample_rows = sample_rows
+        self.sample = sample
         self.text_scores = text_scores
 
     def evaluation_loop(self, *args: Any, **options: Any) -> Any:
         """The loss's, and the texts' numbers beside it."""
         output = super().evaluation_loop(*args, **options)
-        if self.samples is None or self.sample_rows is None or self.text_scores is None:
+        if self.sample is None or self.text_scores is None:
             return output
         texts = generated(
-            self.accelerator.unwrap_model(self.model),
+            lambda: self.accelerator.unwrap_model(self.model),
             self.processing_class,
-            self.sample_rows,
+            self.sample.rows,
             self.args.per_device_eval_batch_size,
             self.compute_loss_context_manager,
         )
         prefix = options.get("metric_key_prefix", "eval")
-        numbers = self.text_scores((texts, self.samples[TARGET][:]))
+        numbers = self.text_scores((texts, self.sample.pairs[TARGET][:]))
         named = {f"{prefix}_{name}": value for name, value in numbers.items()}
         return output._replace(metrics={**(output.metrics or {}), **named})
 
@@ -208,9 +262,3 @@ def written(pairs: datasets.Dataset, texts: Sequence[str]) -> list[dict[str, str
         {"source": source, "target": target, "generated": text}
         for source, target, text in zip(*columns, strict=True)
     ]
-
-
-def sampled(pairs: datasets.Dataset, rows: datasets.Dataset, count: int, seed: int) -> Any:
-    """Some pairs, and the same rows, drawn by chance; all where there are no more."""
-    chosen = np.random.default_rng(seed).permutation(len(pairs))[:count]
-    return pairs.select(np.sort(chosen)), rows.select(np.sort(chosen))

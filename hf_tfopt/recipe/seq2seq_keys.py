@@ -5,9 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_tfopt.metrics import score_keys
-from hf_tfopt.recipe.model_keys import MODEL_SIZES, ModelKeys, is_saved_model
+from hf_tfopt.recipe.model_keys import (
+    HOST_ATTENTIONS,
+    MODEL_SIZES,
+    CheckpointingKeys,
+    ModelKeys,
+    is_saved_model,
+)
 from hf_tfopt.recipe.rates import USUAL_RATES
-from hf_tfopt.recipe.training_keys import TrainingKeys
+from hf_tfopt.recipe.training_keys import TrainingKeys, split_seed_key
 from hf_tfopt.recipe.typed_values import (
     INSIDE_UNIT,
     POSITIVE,
@@ -25,13 +31,14 @@ TEXT_METRICS = ("bleu", "chrf", "rouge", "exact_match")
 USUAL_METRICS = {"translation": "bleu,chrf", "summarization": "rouge"}
 LOSSES = ("loss", "perplexity")  # what every evaluation tells
 _FINE_TUNING = 1 / 40  # of the rate that a new model begins with: AdamW's 2e-3 -> 5e-5
-# What changes no weight.
+# What changes no weight: nothing that is selected by, or how the texts are that may be.
+_AT_THE_END = ("test_samples", "eval_batch_size")
 _GENERATES = ("num_beams", "max_new_tokens", "generation")
 _NEW = (*MODEL_SIZES, "model_options", "vocab_size")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PairKeys(ModelKeys):
+class PairKeys(CheckpointingKeys, ModelKeys):
     """The pairs of texts and the model that makes the one of the other."""
 
     task: str = key("translation", "as the Hub calls it", one_of(*USUAL_METRICS))
@@ -41,6 +48,9 @@ class PairKeys(ModelKeys):
     )
     model_options: Mapping[str, Any] | None = key(
         None, "more of a new model's configuration: {activation_function: relu}"
+    )
+    attention: str | None = key(
+        None, "how attention is computed; none: as the host has it", one_of(*HOST_ATTENTIONS)
     )
     tokenizer: str | None = key(None, "a folder or Hub name; none: the model's, or new byte pairs")
     vocab_size: int | None = key(None, "pieces of a new tokenizer", POSITIVE)
@@ -52,6 +62,7 @@ class PairKeys(ModelKeys):
         None, "held-out pairs; none: the validation split of train, or eval_fraction of its sources"
     )
     eval_fraction: float | None = key(None, "of the sources, where nothing else is", INSIDE_UNIT)
+    split_seed: int | None = split_seed_key()
     test: str | None = key(
         None, "pairs for the final numbers; none: the test split of train, or the held-out pairs"
     )
@@ -85,6 +96,12 @@ class PairKeys(ModelKeys):
     )
     eval_samples: int | None = key(
         None, "pairs that each evaluation generates for; none: it tells the loss alone", POSITIVE
+    )
+    test_samples: int | None = key(
+        None, "pairs that texts are generated for at the end; none: all", POSITIVE
+    )
+    eval_batch_size: int | None = key(
+        None, "pairs that are evaluated, or generated for, at a time; none: batch_size", POSITIVE
     )
     num_beams: int | None = key(None, "beams that generate; none: the model's own, or 1", POSITIVE)
     max_new_tokens: int | None = key(
@@ -131,6 +148,7 @@ class Seq2SeqRecipe(TrainingKeys, PairKeys):
             **dict.fromkeys(_NEW, (is_new, None, "where a new model is built")),
             "vocab_size": (new_tokenizer, 8192, "where a new tokenizer is trained"),
             "eval_fraction": (self.eval is None, 0.05, "where eval is not given"),
+            "eval_batch_size": (True, self.batch_size, ""),
             "max_new_tokens": (True, self.max_target_length, ""),
             "metrics": (True, USUAL_METRICS.get(self.task), ""),
             "output_dir": (True, f"runs/{self.preset or self.task}", ""),
@@ -143,7 +161,8 @@ class Seq2SeqRecipe(TrainingKeys, PairKeys):
     def may_change_on_resume(self) -> tuple[str, ...]:
         """How texts are made too, unless the best checkpoint is chosen by them."""
         chosen = (self.select or LOSSES[0]).removeprefix("eval_")
-        return (*super().may_change_on_resume(), *(_GENERATES if chosen in LOSSES else ()))
+        generates = _GENERATES if chosen in LOSSES else ()
+        return (*super().may_change_on_resume(), *_AT_THE_END, *generates)
 
     @staticmethod
     def sets_aside(changed: Mapping[str, Any]) -> set[str]:
@@ -153,6 +172,7 @@ class Seq2SeqRecipe(TrainingKeys, PairKeys):
             "metrics": "task" in changed,
             "select": "task" in changed or "metrics" in changed,
             "vocab_size": changed.get("tokenizer") is not None,
+            "eval_batch_size": "batch_size" in changed,
             "max_new_tokens": "max_target_length" in changed,
         }
         own = {name for name, is_aside in aside.items() if is_aside}

@@ -228,18 +228,22 @@ def seq2seq_model(recipe: Seq2SeqRecipe, config: Any, tokenizer: Any) -> Any:
         tokenizer: the run's.
 
     Raises:
-        ValueError: a checkpoint of another task, or a tokenizer with more ids than its embedding.
+        ValueError: a checkpoint of another task, a tokenizer with more ids than its embedding, or
+            a way to compute layers that the host does not have for it.
     """
     if not recipe.continues:
         special = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in _ROLES}
         special["decoder_start_token_id"] = tokenizer.pad_token_id  # as T5 and Marian have it
         special["forced_eos_token_id"] = tokenizer.eos_token_id
-        return AutoModelForSeq2SeqLM.from_config(_new(recipe, vocab_size=len(tokenizer), **special))
+        made = _new(recipe, vocab_size=len(tokenizer), **special)
+        model = AutoModelForSeq2SeqLM.from_config(made, attn_implementation=recipe.attention)
+        return _checkpointable(recipe, model)
     model, found = opened(
         AutoModelForSeq2SeqLM,
         "model",
         recipe.model,
         config=config,
+        attn_implementation=recipe.attention,
         dtype=torch.float32,
         output_loading_info=True,
     )
@@ -249,6 +253,15 @@ def seq2seq_model(recipe: Seq2SeqRecipe, config: Any, tokenizer: Any) -> Any:
         raise ValueError(
             f"tokenizer: it has {len(tokenizer)} pieces, the embedding of {recipe.model!r} only "
             f"{num_ids}; take the model's own (leave tokenizer out)"
+        )
+    return _checkpointable(recipe, model)
+
+
+def _checkpointable(recipe: Seq2SeqRecipe, model: Any) -> Any:
+    """The model, if it can be trained as the recipe has it."""
+    if recipe.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise ValueError(
+            f"gradient_checkpointing: the host's {type(model).__name__} has none; leave it out"
         )
     return model
 

@@ -6,6 +6,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from hf_tfopt.data.rows_fingerprint import rows_fingerprint
 from hf_tfopt.data.shared_rows import shared_rows
 from hf_tfopt.data.text_pairs import (
     SOURCE,
@@ -17,6 +18,7 @@ from hf_tfopt.data.text_pairs import (
     without,
 )
 from hf_tfopt.recipe.seq2seq_keys import Seq2SeqRecipe
+from hf_tfopt.run.progress import progress_where_long
 
 IDS, LABELS = "input_ids", "labels"
 _IS_CUT = {SOURCE: "is_source_cut", TARGET: "is_target_cut"}
@@ -26,8 +28,8 @@ Pairs = dict[str, datasets.Dataset]
 Say = Callable[[str], None]
 
 
-def seq2seq_pairs(recipe: Seq2SeqRecipe, say: Say) -> Pairs:
-    """The recipe's pairs "train", "eval" and "test", with "source" and "target".
+def seq2seq_pairs(recipe: Seq2SeqRecipe, say: Say) -> tuple[Pairs, bool]:
+    """The recipe's pairs "train", "eval" and "test"; and whether "eval" was drawn from "train".
 
     Args:
         recipe: which they are.
@@ -44,12 +46,13 @@ def seq2seq_pairs(recipe: Seq2SeqRecipe, say: Say) -> Pairs:
         own = _named(name, columns, part) if name else load_pairs(recipe.train, columns, part)
         if own is not None:
             found[part] = _complete(recipe, part, own, say)
-    if "eval" not in found:
+    is_drawn = "eval" not in found
+    if is_drawn:
         assert recipe.eval_fraction is not None
-        chosen = held_out(train, recipe.eval_fraction, recipe.seed)
+        chosen = held_out(train, recipe.eval_fraction, recipe.split_seed or 0)
         found |= {"train": without(train, chosen), "eval": train.select(chosen)}
     found.setdefault("test", found["eval"])
-    return _apart(recipe, found, say)
+    return _apart(recipe, found, say), is_drawn
 
 
 def _named(source: str, columns: Columns, part: str = "train") -> datasets.Dataset:
@@ -111,18 +114,33 @@ def _apart(recipe: Seq2SeqRecipe, found: Pairs, say: Say) -> Pairs:
 
 
 def seq2seq_rows(recipe: Seq2SeqRecipe, pairs: datasets.Dataset, tokenizer: Any) -> Any:
-    """Pairs as token ids, not padded: "input_ids", "labels", and whether either was cut."""
+    """Pairs as token ids, not padded: "input_ids", "labels", and whether either was cut.
 
-    def encode(batch: Mapping[str, Any]) -> dict[str, Any]:
-        sources = [recipe.prefix + text for text in batch[SOURCE]]
-        ids, is_source_cut = _encoded(tokenizer, recipe.max_source_length, text=sources)
-        labels, is_target_cut = _encoded(
-            tokenizer, recipe.max_target_length, text_target=batch[TARGET]
+    Those of pairs on disk are kept beside them, and are found there by the other processes and by
+    the next run. Progress is shown where it takes minutes.
+    """
+    lengths = (recipe.max_source_length, recipe.max_target_length)
+    languages = [getattr(tokenizer, f"{side}_lang", None) for side in ("src", "tgt")]
+    made_with = (recipe.prefix, *lengths, *languages)
+    with progress_where_long(pairs.data.nbytes):
+        return pairs.map(
+            _encoded_pairs,
+            batched=True,
+            remove_columns=[SOURCE, TARGET],
+            fn_kwargs={"tokenizer": tokenizer, "prefix": recipe.prefix, "lengths": lengths},
+            new_fingerprint=rows_fingerprint("text pairs 1", pairs, tokenizer, *made_with),
+            desc="Tokenizing",
         )
-        cut = {_IS_CUT[SOURCE]: is_source_cut, _IS_CUT[TARGET]: is_target_cut}
-        return {IDS: ids, LABELS: labels, **cut}
 
-    return pairs.map(encode, batched=True, remove_columns=[SOURCE, TARGET], desc="Tokenizing")
+
+def _encoded_pairs(
+    batch: Mapping[str, Any], tokenizer: Any, prefix: str, lengths: tuple[int, int]
+) -> dict[str, Any]:
+    sources = [prefix + text for text in batch[SOURCE]]
+    ids, is_source_cut = _encoded(tokenizer, lengths[0], text=sources)
+    labels, is_target_cut = _encoded(tokenizer, lengths[1], text_target=batch[TARGET])
+    cut = {_IS_CUT[SOURCE]: is_source_cut, _IS_CUT[TARGET]: is_target_cut}
+    return {IDS: ids, LABELS: labels, **cut}
 
 
 def _encoded(
@@ -143,6 +161,16 @@ def cut_rows(rows: Any) -> dict[str, int]:
     """How many sources and how many targets were cut."""
     table: Any = rows.select_columns(list(_IS_CUT.values())).with_format("numpy")[:]
     return {what: int(table[name].sum()) for what, name in _IS_CUT.items()}
+
+
+def pair_lines(rows: Mapping[str, Any]) -> list[str]:
+    """How many pairs each part has, and how many of them are cut, for a terminal."""
+    lines = [f"Pairs      {', '.join(f'{len(own):,} to {part}' for part, own in rows.items())}"]
+    for part, own in rows.items():
+        cut = " and ".join(f"{num:,} {what}s" for what, num in cut_rows(own).items() if num)
+        if cut:
+            lines.append(f"Cut        {cut} of {len(own):,} in {part}, which are too long")
+    return lines
 
 
 def longer_sides(rows: Any) -> Any:

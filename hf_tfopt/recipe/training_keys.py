@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -104,7 +104,7 @@ class TrainingKeys:
         "auto", "auto: bf16 where the hardware has it", one_of("auto", "fp32", "bf16")
     )
     device: str = key("auto", "auto: an accelerator if there is one", one_of("auto", "cpu"))
-    seed: int = key(0, "of the weights, the masks, the order and the split", NOT_NEGATIVE)
+    seed: int = key(0, "of the weights, the masks and the order", NOT_NEGATIVE)
 
     logging_steps: int = key(10, "steps from one logged loss to the next", POSITIVE)
     eval_steps: int | None = key(
@@ -244,11 +244,21 @@ class TrainingKeys:
             )
         return warmup, decay
 
-    def to_yaml(self) -> str:
-        """The recipe as a YAML file with a comment on every key; loading it gives it back."""
+    def to_yaml(self, unread: Collection[str] = ()) -> str:
+        """The recipe as a YAML file with a comment on every key; loading it gives it back.
+
+        Args:
+            unread: keys that the data have left without effect; null, as others that nothing reads.
+        """
         script = f"scripts/{self.script}"
         lines = [f"# As resolved; the same again: python {script} FILE [--key value ...]"]
         for field in dataclasses.fields(self):
-            line = yaml.safe_dump({field.name: getattr(self, field.name)}, width=10**6).rstrip()
+            value = None if field.name in unread else getattr(self, field.name)
+            line = yaml.safe_dump({field.name: value}, width=10**6).rstrip()
             lines.append(f"{line}  # {field.metadata['summary']}")
         return "\n".join(lines) + "\n"
+
+
+def split_seed_key() -> Any:
+    """The key `split_seed` of every recipe that holds rows out: of `seeds`, the same for each."""
+    return key(0, "which rows eval_fraction holds out, whatever seed is; none: 0", NOT_NEGATIVE)

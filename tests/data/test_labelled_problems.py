@@ -4,13 +4,9 @@ import datasets
 import pytest
 
 from hf_tfopt.data.labelled_names import REGRESSION, SEVERAL, SINGLE, TOKENS
-from hf_tfopt.data.labelled_problems import (
-    check_texts,
-    class_names,
-    numbers_of,
-    problem_of,
-)
-from hf_tfopt.data.labelled_rows import Labelled, labelled
+from hf_tfopt.data.labelled_numbers import numbers_of
+from hf_tfopt.data.labelled_problems import check_texts, class_names, label_names, problem_of
+from hf_tfopt.data.labelled_rows import Labelled, is_labelled, labelled
 from hf_tfopt.data.labelled_tags import with_beginnings
 
 WORDS = [["a", "b"], ["c"]]
@@ -162,3 +158,57 @@ def test_columns_are_checked() -> None:
         labelled(table, "train", "text", "text", "label")
     exchanged = labelled(table, "train", "label", None, "text")
     assert (exchanged.column("text"), exchanged.column("label")) == ([1], ["x"])
+
+
+def test_numbers_written_as_text_stay_in_their_order() -> None:
+    numbers = [str(number) for number in range(12)]
+    assert label_names(sorted(numbers)) == numbers, "by the alphabet 10 is before 2"
+    assert label_names(["1", "10"]) == ["1", "10"], "with gaps they are names"
+
+
+def test_classes_are_two_or_more_and_without_gaps() -> None:
+    with pytest.raises(ValueError, match="there is one class only"):
+        label_names([1, 1])
+    with pytest.raises(ValueError, match="numbered from 0 without gaps"):
+        label_names([0, 2])
+
+
+@pytest.mark.parametrize(
+    ("label", "has_labels"),
+    [
+        ([-1, -1], False),
+        ([-1.0, -1.0], False),
+        (["", None], False),
+        ([[-1, -1], [-1]], False),
+        ([-1, 0], True),
+        ([0.0, 0.0], True),
+        ([[], []], True),
+    ],
+)
+def test_labels_that_say_nothing_are_none(label, has_labels) -> None:
+    table = datasets.Dataset.from_dict({"text": ["x", "y"], "label": label})
+    assert is_labelled(table, "label") == has_labels
+
+
+def test_a_column_that_is_not_there_has_no_labels_unless_it_is_misspelt() -> None:
+    table = datasets.Dataset.from_dict({"text": ["x"], "lable": [1]})
+    assert not is_labelled(table, "stars")
+    with pytest.raises(ValueError, match=r"no column 'label'.*did you mean 'lable'"):
+        is_labelled(table, "label")
+
+
+@pytest.mark.parametrize(
+    ("problem", "text", "names", "zeros"),
+    [
+        (SINGLE, ["x", "y"], ["a", "b"], [0, 0]),
+        (SEVERAL, ["x", "y"], ["a", "b", "c"], [[0.0] * 3, [0.0] * 3]),
+        (REGRESSION, ["x", "y"], None, [0.0, 0.0]),
+        (TOKENS, WORDS, ["B", "O"], [[0, 0], [0]]),
+    ],
+)
+def test_rows_without_labels_have_the_form_of_the_others(problem, text, names, zeros) -> None:
+    found = labelled(datasets.Dataset.from_dict({"body": text}), "test", "body", None, None)
+    check_texts(found, problem)
+    numbered = numbers_of(found, problem, names)
+    assert not numbered.has_labels
+    assert numbered.column("label") == zeros

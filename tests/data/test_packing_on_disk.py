@@ -14,9 +14,9 @@ from transformers import AutoTokenizer
 from hf_tfopt.data import packing
 from hf_tfopt.data.packing import pack
 from hf_tfopt.data.tokenizer import tokenize, train_tokenizer
-from hf_tfopt.recipe import masked_lm
 from hf_tfopt.recipe.keys import load_recipe
 from hf_tfopt.recipe.masked_lm import masked_lm_rows
+from hf_tfopt.run import progress
 
 NUM_EXAMPLES = 400
 
@@ -195,7 +195,7 @@ def test_a_recipe_shows_progress_where_it_takes_long(
     try:
         masked_lm_rows(recipe, documents.select(range(50)), tokenizer)
         assert capsys.readouterr().err == ""
-        monkeypatch.setattr(masked_lm, "_LONG", 1)
+        monkeypatch.setattr(progress, "_LONG", 1)
         rows = masked_lm_rows(recipe, documents, tokenizer)
         shown = capsys.readouterr().err
         assert "Tokenizing" in shown

@@ -54,6 +54,7 @@ def test_pairs_come_from_every_kind_of_file_as_they_are(name: str, tmp_path: Pat
     found = load_pairs(tmp_path / name, Columns())
     assert found is not None
     assert [(row["source"], row["target"]) for row in found] == ROWS
+    assert found.cache_files, "what is made of them has a place on disk"
     eval_pairs = load_pairs(tmp_path / name, Columns(), "eval")
     assert (eval_pairs is None) == (name != "folder")
 

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 from hf_tfopt.hub import markdown, model_card, write_card
 from hf_tfopt.run.folder import METRICS, read_run, write_json, write_run
 from hf_tfopt.run.search_summary import FOLDER, TRIALS
-from hf_tfopt.run.seed_summary import SEEDS, mean_and_spread
+from hf_tfopt.run.seed_summary import SEEDS, SeedSummary, mean_and_spread
 from tests.run.finished import HOSTILE, finished_run, write_finished_run
 
 
@@ -168,7 +168,7 @@ def test_the_card_of_several_seeds_is_made_again_from_the_folder(tmp_path):
     assert _table(card)["Accuracy"] in ("0.85 ± 0.07071", "0.8 to 0.9")
     assert "0.85 ± 0.07071" in card.text and "0.8 to 0.9" in card.text
     assert "that of seed 1, the median by `accuracy` and not the best" in card.text
-    assert _table(card)["Steps"] == "50" and "others for each seed" in card.text
+    assert _table(card)["Steps"] == "50"
     runs[2]["perplexity"] = 3.0
     write_json(folder / SEEDS, {"seeds": runs, "by": "accuracy", "median_seed": 1})
     told = "Held-out perplexity is no finite number for the seed 1, and has no mean."
@@ -176,6 +176,20 @@ def test_the_card_of_several_seeds_is_made_again_from_the_folder(tmp_path):
     (folder / SEEDS).write_text("[]")
     with pytest.raises(ValueError, match=r"seeds\.json is not what --seeds leaves"):
         write_card(folder)
+
+
+@pytest.mark.parametrize(
+    ("keys", "are_others"),
+    [
+        ({"eval_fraction": 0.1, "seed": 0}, True),  # of a run before there was a split_seed
+        ({"eval_fraction": 0.1, "split_seed": 0}, False),
+        ({"eval_fraction": None, "split_seed": None}, False),  # the data's own split
+    ],
+)
+def test_seeds_with_held_out_rows_of_their_own_are_told(keys, are_others):
+    runs = {1: {"eval_loss": 0.8}, 2: {"eval_loss": 0.9}}
+    card = model_card(_with(recipe=keys), summary=SeedSummary(runs, "eval_loss", 1))
+    assert ("others for each seed" in card) == are_others
 
 
 def test_numbers_that_are_none_do_not_end_it():

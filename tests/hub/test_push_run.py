@@ -1,8 +1,6 @@
 """A run with `push_to`: refused before it begins, or pushed at its end, and never lost by it."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
@@ -10,17 +8,9 @@ import yaml
 from hf_tfopt.cli import main
 from hf_tfopt.hub import PushError
 from tests.fake_hub import FakeHub, Fault
+from tests.scripts.loaded import as_flags, load_script
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-
-
-def _script() -> ModuleType:
-    path = Path(__file__).parents[2] / "scripts" / "pretrain.py"
-    spec = importlib.util.spec_from_file_location("pretrain", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -42,16 +32,13 @@ def flags(tmp_path: Path) -> list[str]:
         "device": "cpu",
         "precision": "fp32",
     }
-    return [
-        "bert-tiny",
-        *(word for key, value in given.items() for word in (f"--{key}", str(value))),
-    ]
+    return ["bert-tiny", *as_flags(given)]
 
 
 def test_what_cannot_be_pushed_is_not_trained(
     hub: FakeHub, flags: list[str], tmp_path: Path
 ) -> None:
-    pretrain = _script()
+    pretrain = load_script("pretrain")
     hub.repositories["me/public"] = {}
     for name, says in {
         "../model": r"did you mean 'model'\?",
@@ -69,7 +56,7 @@ def test_a_run_outlives_its_push_and_can_be_pushed_again(
 ) -> None:
     out = tmp_path / "out"
     hub.faults = [Fault("POST .*/commit/", 403, 9)]
-    metrics = _script().main([*flags, "--push_to", "me/model"])
+    metrics = load_script("pretrain").main([*flags, "--push_to", "me/model"])
     assert metrics["steps"] == 2
     assert f"To push it: hf-tfopt push {out} me/model\n" in capsys.readouterr().err
     assert {"model.safetensors", "README.md", "report.html", "run.json"} <= {

@@ -9,8 +9,9 @@ from accelerate import PartialState
 from transformers import TrainerCallback, set_seed
 
 from hf_tfopt.hub import write_card
+from hf_tfopt.recipe.carry_out import carry_out
 from hf_tfopt.recipe.command_line import read_command
-from hf_tfopt.recipe.execution import begin, carry_out, settle, train, trainer_of
+from hf_tfopt.recipe.execution import begin, settle, train, trainer_of
 from hf_tfopt.recipe.training_keys import TrainingKeys
 from hf_tfopt.recipe.typed_values import key
 from hf_tfopt.run.folder import Run, write_run

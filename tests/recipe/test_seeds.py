@@ -3,8 +3,6 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 from hf_tfopt.recipe.command_line import read_command
 from hf_tfopt.recipe.seeds import finished_metrics
 from hf_tfopt.run.seed_summary import SeedSummary, mean_and_spread, median_seed, spread_rows
+from tests.processes import TwoInterpreters
 from tests.recipe.small_run import SmallRecipe, main
 from tests.recipe.test_selection import flags, stopped, weights
 
@@ -178,16 +177,14 @@ def test_a_single_run_does_not_become_several(tmp_path: Path) -> None:
         main(flags(tmp_path / "one", *SHORT, "--seeds", "1", "2", "--resume"))
 
 
-def test_two_processes_search_and_repeat_together(tmp_path: Path) -> None:
+def test_two_processes_search_and_repeat_together(
+    tmp_path: Path, two_interpreters: TwoInterpreters
+) -> None:
     out = tmp_path / "out"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     search = ["--search", "{learning_rate: [1e-4, 1e-2]}", "--search_trials", "2"]
     several = [*search, "--seeds", "1", "2", "--max_steps", "2"]
-    command = [*launch, "--standalone", "-m", "tests.recipe.small_run"]
-    done = subprocess.run(
-        [*command, *flags(out, *several)], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    program = ROOT / "tests/recipe/small_run.py"
+    done = two_interpreters.run(program, *flags(out, *several))
     metrics = json.loads((out / "metrics.json").read_text())
     assert (metrics["num_seeds"], metrics["steps"]) == (2, 2)
     assert done.stdout.count("Trial      2 of 2") == 1

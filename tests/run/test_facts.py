@@ -28,6 +28,18 @@ def test_text_is_counted_as_it_is_selected():
     }
 
 
+def test_columns_of_texts_and_of_lists_of_words_are_counted_with_their_classes():
+    found = {"text": ["one two", "three"], "words": [["a b", "c"], []], "label": [3, 3]}
+    rows = datasets.Dataset.from_dict({"input_ids": [[1] * 4, [1]]})
+    texts = datasets.Dataset.from_dict(found)
+    assert data_facts(texts, rows, columns=("text", "words"), label="label") == {
+        "words": 5,
+        "tokens": 5,
+        "rows": 2,
+        "classes": 1,
+    }
+
+
 def test_tied_weights_are_counted_once():
     sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}
     model = BertForMaskedLM(BertConfig(vocab_size=11, num_hidden_layers=3, **sizes))

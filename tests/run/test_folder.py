@@ -55,6 +55,12 @@ class TestTheFolder:
         with pytest.raises(ValueError, match=r"seed: was 1, now 2.*--output_dir"):
             check_unchanged(tmp_path, before | {"seed": 2}, ["max_steps"])
 
+    def test_what_drew_nothing_may_be_anything_on_resume(self, tmp_path):
+        write_text(tmp_path / "recipe.yaml", "eval_fraction:\nsplit_seed: 0\n")
+        check_unchanged(tmp_path, {"eval_fraction": 0.1, "split_seed": 0}, [])
+        with pytest.raises(ValueError, match="split_seed: was 0, now 1"):
+            check_unchanged(tmp_path, {"eval_fraction": 0.1, "split_seed": 1}, [])
+
     def test_a_file_is_written_whole_or_not_at_all(self, tmp_path):
         write_text(tmp_path / "a.txt", "old")
         with pytest.raises(UnicodeEncodeError):

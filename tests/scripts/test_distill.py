@@ -1,15 +1,12 @@
 """Distilling a classifier, end to end: what it leaves, how it goes on, and what it refuses."""
 
-import importlib.util
+import csv
 import json
-import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import datasets
 import pytest
 import torch
 import yaml
@@ -19,43 +16,28 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
-    TrainerCallback,
 )
 
 from hf_tfopt.data.tokenizer import train_tokenizer
-from hf_tfopt.recipe import execution
 from hf_tfopt.recipe.command_line import read_command
 from hf_tfopt.recipe.distillation_keys import DistillationRecipe, load_distillation
+from tests.processes import TwoInterpreters
+from tests.scripts import loaded
+from tests.scripts.loaded import (
+    SHORT_RUN,
+    as_flags,
+    history,
+    killed_after,
+    load_script,
+    save_models,
+    script_path,
+    sentences,
+)
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts" / "distill.py"
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
-    "max_position_embeddings": 32,
-}
+SCRIPT = script_path("distill")
+SIZES = {**loaded.SIZES, "num_hidden_layers": 4}
 
-
-def _script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("distill", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-distill = _script()
-
-
-def sentences(num_rows: int, seed: int) -> list[tuple[str, str]]:
-    print("seed", seed)
-    choose = random.Random(seed)
-    nouns = ["film", "plot", "score", "cast"]
-    words = {"good": ["fine", "bright", "warm"], "bad": ["dull", "cold", "flat"]}
-    labels = [choose.choice(list(words)) for _ in range(num_rows)]
-    return [(f"the {choose.choice(nouns)} is {choose.choice(words[k])}", k) for k in labels]
+distill = load_script("distill")
 
 
 @pytest.fixture(scope="module")
@@ -73,36 +55,29 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=len(tokenizer), **SIZES, id2label={0: "bad", 1: "good"}, num_labels=2
     )
     models = {"encoder": BertModel(config), "classifier": BertForSequenceClassification(classes)}
-    for name, model in models.items():
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+    save_models(models, tokenizer, folder)
     return folder
 
 
 def flags(place: Path, out: Path, **keys: Any) -> list[str]:
     given = {
+        **SHORT_RUN,
         "teacher": place / "classifier",
         "train": place / "train.csv",
         "eval": place / "dev.csv",
+        "max_length": 32,
+        "shared_examples": "keep",
         "batch_size": 8,
-        "max_steps": 6,
         "eval_steps": 3,
         "save_steps": 2,
-        "logging_steps": 1,
         "learning_rate": 3e-3,
-        "device": "cpu",
-        "precision": "fp32",
         "output_dir": out,
         **keys,
     }
-    return [word for key, value in given.items() for word in (f"--{key}", str(value))]
+    return as_flags(given)
 
 
-def history(out: Path, key: str) -> dict[int, float]:
-    entries = json.loads((out / "run.json").read_text())["history"]
-    return {entry["step"]: entry[key] for entry in entries if key in entry}
-
-
+@pytest.mark.usefixtures("reported")
 def test_everything_is_left_behind(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     metrics = distill.main(flags(place, out, layers="0,3"))
@@ -174,7 +149,7 @@ def test_rows_are_numbered_as_the_teacher_numbers_its_classes(place: Path, tmp_p
     out, teacher = tmp_path / "out", renamed(place, tmp_path / "teacher", ["good", "bad"])
     ready = prepared(place, out, teacher=teacher, max_steps=1)
     wanted = [["good", "bad"].index(name) for _, name in sentences(96, len("train"))]
-    assert list(ready.rows["train"]["labels"]) == wanted
+    assert list(ready.rows.tokens["train"]["labels"]) == wanted
     distill.run(ready)
     config = AutoModelForSequenceClassification.from_pretrained(out).config
     assert (config.id2label, config.label2id) == ({0: "good", 1: "bad"}, {"good": 0, "bad": 1})
@@ -191,7 +166,7 @@ def test_numbers_are_the_teachers_whatever_it_calls_them(place: Path, tmp_path: 
     rows.write_text("text,label\n" + "fine,1\ndull,0\n" * 8)
     teacher = renamed(place, tmp_path / "teacher", ["up", "down"])
     ready = prepared(place, tmp_path / "out", teacher=teacher, train=rows, eval=rows)
-    assert list(ready.rows["train"]["labels"]) == [1, 0] * 8
+    assert list(ready.rows.tokens["train"]["labels"]) == [1, 0] * 8
     assert ready.teacher.config.id2label == {0: "up", 1: "down"}
 
 
@@ -204,21 +179,14 @@ def test_a_teacher_that_calls_its_classes_otherwise_is_refused(place: Path, tmp_
 @pytest.mark.invariant
 @pytest.mark.parametrize("step", [1, 5])
 def test_a_teacher_that_was_stopped_goes_on(
-    step: int, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    step: int, place: Path, tmp_path: Path, capsys: Any
 ) -> None:
     keys = {"teacher": place / "encoder", "teacher_epochs": 0.5, "max_steps": 2}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     distill.main(flags(place, whole, **keys))
 
-    class Stop(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == step:
-                raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(execution, "ProgressBar", Stop)
-        with pytest.raises(KeyboardInterrupt):
-            distill.main(flags(place, cut, **keys))
+    with killed_after(step):
+        distill.main(flags(place, cut, **keys))
     assert not (cut / "teacher").exists()
     distill.main([*flags(place, cut, **keys), "--resume"])
     begun = "Going on from checkpoint-4" if step == 5 else "No checkpoint yet: from step 0"
@@ -244,13 +212,12 @@ def test_stop_and_resume_equals_never_stopped(place: Path, tmp_path: Path) -> No
         prepared(place, cut, "--resume")
 
 
-def test_two_processes_make_one_student(place: Path, tmp_path: Path) -> None:
+def test_two_processes_make_one_student(
+    place: Path, tmp_path: Path, two_interpreters: TwoInterpreters
+) -> None:
     out = tmp_path / "out"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     keys = {"teacher": place / "encoder", "teacher_epochs": 0.3, "max_steps": 2}
-    command = [*launch, "--master_port", "29611", str(SCRIPT), *flags(place, out, **keys)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = two_interpreters.run(SCRIPT, *flags(place, out, **keys))
     assert json.loads((out / "metrics.json").read_text())["steps"] == 2
     assert done.stdout.count("Everything is in") == 1
 
@@ -273,6 +240,8 @@ def test_two_processes_make_one_student(place: Path, tmp_path: Path) -> None:
         ({"tempreature": 2}, "did you mean 'temperature'"),
         ({"teacher_learning_rate": 0.1}, "read only with teacher_epochs"),
         ({"label_column": "lable"}, "did you mean 'label'"),
+        ({"shared_examples": "refuse"}, "24 of 24 rows of eval are also trained on"),
+        ({"max_length": 33}, "the model has 32 positions: --max_length 32"),
     ],
 )
 def test_mistakes_end_before_anything_is_trained(
@@ -310,7 +279,59 @@ def test_a_teacher_of_other_classes_is_refused(place: Path, tmp_path: Path) -> N
         distill.main(flags(place, tmp_path / "out", train=three))
 
 
+def test_a_teacher_of_another_task_is_refused(place: Path, tmp_path: Path) -> None:
+    teacher = renamed(place, tmp_path / "teacher", ["bad", "good"])
+    found = json.loads((teacher / "config.json").read_text())
+    found["architectures"] = ["BertForTokenClassification"]
+    (teacher / "config.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="is a BertForTokenClassification, and this is single_l"):
+        prepared(place, tmp_path / "out", teacher=teacher)
+
+
 def test_a_full_folder_is_not_written_to(place: Path, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("x")
     with pytest.raises(ValueError, match="is not empty"):
         distill.main(flags(place, tmp_path))
+
+
+def test_a_source_with_a_validation_split_is_held_out_by_it(place: Path, tmp_path: Path) -> None:
+    """And pairs are read, and labelled test rows are what the final numbers are of."""
+    rows = sentences(60, seed=1)
+    pairs = [{"first": text, "second": text[-9:], "stars": label} for text, label in rows]
+    parts = {"train": pairs[:40], "validation": pairs[40:48], "test": pairs[48:]}
+    tables = {part: datasets.Dataset.from_list(found) for part, found in parts.items()}
+    datasets.DatasetDict(tables).save_to_disk(tmp_path / "rows")
+    keys = {
+        "train": tmp_path / "rows",
+        "eval": None,
+        "test": tmp_path / "rows",
+        "text_column": "first",
+        "text_pair_column": "second",
+        "label_column": "stars",
+        "max_steps": 2,
+    }
+    ready = prepared(place, tmp_path / "out", **keys)
+    assert ready.told[0] == f"The validation split of {tmp_path / 'rows'} is held out"
+    recipe = yaml.safe_load((tmp_path / "out/recipe.yaml").read_text())
+    assert (recipe["eval_fraction"], recipe["split_seed"]) == (None, None), "nothing was drawn"
+    found = ready.rows.tokens["eval"][0]
+    first, second = (ready.tokenizer(pairs[40][name])["input_ids"] for name in ("first", "second"))
+    assert found["input_ids"] == [*first, *second[1:]]
+    metrics = distill.run(ready)
+    assert "eval_accuracy" in metrics, "beside that of test"
+    with (tmp_path / "out" / "predictions.csv").open() as file:
+        answers = list(csv.DictReader(file))
+    assert [answer["text"] for answer in answers] == [pair["first"] for pair in pairs[48:]]
+    right = sum(answer["label"] == answer["predicted"] for answer in answers)
+    assert right / 12 == pytest.approx(metrics["accuracy"])
+
+
+def test_rows_without_labels_are_predicted_and_not_measured(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_text("text\nthe film is warm\n")
+    out = tmp_path / "out"
+    metrics = distill.main(flags(place, out, test=tmp_path / "test.csv", max_steps=2))
+    assert metrics["kept_accuracy"] == metrics["accuracy"] / metrics["teacher_accuracy"]
+    assert "eval_accuracy" not in metrics, "accuracy is of the held-out rows"
+    assert (
+        (out / "predictions.csv").read_text().startswith("text,predicted,score\nthe film is warm,")
+    )

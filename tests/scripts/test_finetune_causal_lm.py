@@ -1,18 +1,16 @@
 """Training a causal model, end to end: what it leaves, how it goes on, and what it refuses."""
 
-import importlib.util
 import json
 import math
 import random
 import shutil
-import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel, prepare_model_for_kbit_training
 from safetensors.torch import load_file
 from transformers import (
@@ -31,16 +29,19 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+import hf_tfopt as tfo
 from hf_tfopt.data.byte_tokenizer import train_byte_tokenizer
 from hf_tfopt.data.tokenizer import cut
-from hf_tfopt.recipe.causal_lm import causal_lm_model
+from hf_tfopt.recipe.causal_lm import causal_lm_model, causal_lm_texts
 from hf_tfopt.recipe.causal_lm_keys import CausalLMRecipe, load_causal_lm
 from hf_tfopt.recipe.command_line import read_command
 from hf_tfopt.recipe.model_parts import new_config
+from hf_tfopt.recipe.seeds import seed_recipe
+from tests.processes import TwoInterpreters
+from tests.scripts.loaded import SHORT_RUN, as_flags, load_script, save_models, script_path
 
-ROOT = Path(__file__).parents[2]
 MAMBA = {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 300}
-SCRIPT = ROOT / "scripts" / "finetune_causal_lm.py"
+SCRIPT = script_path("finetune_causal_lm")
 # peft 0.21 asks the host under a name that 5.23 calls another
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 CHAT = (
@@ -50,15 +51,7 @@ CHAT = (
 )
 
 
-def _script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("finetune_causal_lm", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = _script()
+script = load_script("finetune_causal_lm")
 
 
 def documents(num: int = 60) -> list[str]:
@@ -110,31 +103,26 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, **sizes)
         ),
     }
-    for name, model in models.items():
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+    save_models(models, tokenizer, folder)
     return folder
 
 
 def flags(place: Path, out: Path, **keys: Any) -> list[str]:
     given = {
+        **SHORT_RUN,
         "model": place / "llama",
         "corpus": place / "texts.txt",
         "eval_fraction": 0.15,
         "max_length": 48,
         "batch_size": 4,
-        "max_steps": 6,
         "eval_steps": 2,
         "save_steps": 2,
-        "logging_steps": 1,
-        "learning_rate": 3e-3,
-        "device": "cpu",
-        "precision": "fp32",
         "monitors": "none",
+        "learning_rate": 3e-3,
         "output_dir": out,
         **keys,
     }
-    return [word for key, value in given.items() for word in (f"--{key}", str(value))]
+    return as_flags(given)
 
 
 def prepared(place: Path, out: Path, *more: str, **keys: Any) -> Any:
@@ -156,11 +144,14 @@ def assert_no_path(folder: Path, *paths: Path) -> None:
 
 
 class TestANewModel:
-    def test_everything_is_left_behind(self, place: Path, tmp_path: Path) -> None:
+    @pytest.mark.usefixtures("reported")
+    def test_everything_is_left_behind(self, place: Path, tmp_path: Path, capsys: Any) -> None:
         out = tmp_path / "out"
         sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
         keys = {"model": "gpt2", "vocab_size": 300, "max_position_embeddings": 48, **sizes}
         metrics = script.main(flags(place, out, **keys, optimizer="adamw"))
+        told = capsys.readouterr().out
+        assert "untrained: gpt2 is an architecture" in told and "openai-community/gpt2" in told
         model = AutoModelForCausalLM.from_pretrained(out)
         tokenizer = AutoTokenizer.from_pretrained(out)
         assert model.config.vocab_size == len(tokenizer) <= 300
@@ -428,16 +419,70 @@ class TestInstructions:
             10,  # left out
         ]
         script.run(ready)
-        assert "are cut at max_length 48" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert "are cut at max_length 48" in told and "untrained" not in told
 
 
-def test_two_processes_make_one_adapter(place: Path, tmp_path: Path) -> None:
+def test_samples_that_cannot_be_written_do_not_cost_the_run(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """On the device of the training, here one that computes nothing."""
     out = tmp_path / "out"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    ready = prepared(place, out, max_steps=1)
+    metrics = script.measured(ready)
+    monkeypatch.setattr(type(ready.trainer.args), "device", torch.device("meta"))
+    assert script.tell(ready, metrics) == []
+    assert "Samples    none: " in capsys.readouterr().out
+    assert (out / "README.md").exists() and (out / "metrics.json").exists()
+
+
+class TestWhatIsHeldOut:
+    def held_out(self, place: Path, **keys: Any) -> list[str]:
+        given = {"model": str(place / "llama"), "corpus": str(place / "texts.txt"), **keys}
+        return causal_lm_texts(CausalLMRecipe(**given))["eval"]["text"][:]
+
+    def test_it_is_the_same_for_all_seeds(self, place: Path) -> None:
+        recipe = CausalLMRecipe(model=str(place / "llama"), corpus=str(place / "texts.txt"))
+        runs = [seed_recipe(recipe, seed) for seed in (1, 2)]
+        first, second = (causal_lm_texts(run)["eval"]["text"][:] for run in runs)
+        assert first == second == self.held_out(place)
+        assert self.held_out(place, seed=7) == first
+
+    def test_it_is_what_the_seed_of_the_split_draws(self, place: Path) -> None:
+        drawn = [
+            tfo.load_corpus(place / "texts.txt", seed=seed)["eval"]["text"][:] for seed in (3, 4)
+        ]
+        assert [self.held_out(place, split_seed=seed) for seed in (3, 4)] == drawn
+        assert drawn[0] != drawn[1]
+
+    def test_by_a_corpus_of_its_own_split_is_told(
+        self, place: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        """By all recipes that are left, and in the terminal; and seeds go on from there."""
+        corpus, out = tmp_path / "corpus", tmp_path / "out"
+        corpus.mkdir()
+        (corpus / "train.txt").write_text("\n\n".join(documents(20)))
+        (corpus / "validation.txt").write_text("\n\n".join(documents(24)[20:]))
+        line = [*flags(place, out, corpus=corpus, max_steps=1), "--seeds", "1", "2"]
+        script.main(line)
+        assert "4 more documents are held out, its own split" in capsys.readouterr().out
+        for folder in (out, out / "seed-1", out / "seed-2"):
+            recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+            assert (recipe["eval_fraction"], recipe["split_seed"]) == (None, None), folder
+        assert "others for each seed" not in (out / "README.md").read_text()
+        shutil.rmtree(out / "seed-2")
+        script.main([*line, "--resume"])
+        sample = prepared(place, tmp_path / "sample", corpus=corpus, max_documents=16)
+        recipe = yaml.safe_load((sample.folder / "recipe.yaml").read_text())
+        assert (recipe["eval_fraction"], recipe["split_seed"]) == (0.15, 0), "it drew a sample"
+
+
+def test_two_processes_make_one_adapter(
+    place: Path, tmp_path: Path, two_interpreters: TwoInterpreters
+) -> None:
+    out = tmp_path / "out"
     keys = {"lora_rank": 4, "max_steps": 2, "merge_adapter": True}
-    command = [*launch, "--master_port", "29631", str(SCRIPT), *flags(place, out, **keys)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = two_interpreters.run(SCRIPT, *flags(place, out, **keys))
     assert json.loads((out / "metrics.json").read_text())["steps"] == 2
     assert done.stdout.count("Everything is in") == 1
     assert AutoModelForCausalLM.from_pretrained(out).config.hidden_size == 64

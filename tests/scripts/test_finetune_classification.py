@@ -1,19 +1,15 @@
 """Fine-tuning a classifier, end to end: what it leaves, how it goes on, and what it refuses."""
 
 import csv
-import importlib.util
 import json
-import random
-import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import datasets
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -23,44 +19,32 @@ from transformers import (
     BertModel,
     GPT2Config,
     GPT2Model,
-    TrainerCallback,
 )
 
+from hf_tfopt.data.labelled_source import read_tables
 from hf_tfopt.data.tokenizer import train_tokenizer
-from hf_tfopt.recipe import execution
 from hf_tfopt.recipe.classification_keys import ClassificationRecipe
 from hf_tfopt.recipe.command_line import read_command
 from hf_tfopt.recipe.loading import load
+from tests.processes import TwoInterpreters
+from tests.scripts.loaded import (
+    NOUNS,
+    SHORT_RUN,
+    SIZES,
+    WORDS,
+    as_flags,
+    history,
+    killed_after,
+    load_script,
+    save_models,
+    script_path,
+    sentences,
+)
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts" / "finetune_classification.py"
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
-    "max_position_embeddings": 32,
-}
-WORDS = {"good": ["fine", "bright", "warm"], "bad": ["dull", "cold", "flat"]}
-NOUNS = ["film", "plot", "score", "cast"]
-
-
-def _script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("finetune_classification", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+SCRIPT = script_path("finetune_classification")
 
 
-finetune = _script()
-
-
-def sentences(num_rows: int, seed: int) -> list[tuple[str, str]]:
-    print("seed", seed)
-    choose = random.Random(seed)
-    labels = [choose.choice(list(WORDS)) for _ in range(num_rows)]
-    return [(f"the {choose.choice(NOUNS)} is {choose.choice(WORDS[k])}", k) for k in labels]
+finetune = load_script("finetune_classification")
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -103,35 +87,25 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             BertConfig(vocab_size=len(tokenizer), **SIZES, **of_words)
         ),
     }
-    for name, model in models.items():
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+    save_models(models, tokenizer, folder)
     return folder
 
 
 def flags(place: Path, out: Path, **keys: Any) -> list[str]:
     given = {
+        **SHORT_RUN,
         "model": place / "encoder",
         "train": place / "train.csv",
         "eval": place / "dev.csv",
         "max_length": 32,
         "batch_size": 8,
-        "max_steps": 6,
         "eval_steps": 3,
-        "logging_steps": 1,
-        "learning_rate": 3e-3,
-        "device": "cpu",
-        "precision": "fp32",
         "shared_examples": "keep",
+        "learning_rate": 3e-3,
         "output_dir": out,
         **keys,
     }
-    return [
-        word
-        for key, value in given.items()
-        if value is not None
-        for word in (f"--{key}", f"{value}")
-    ]
+    return as_flags(given)
 
 
 def said(out: Path) -> list[dict[str, str]]:
@@ -139,12 +113,7 @@ def said(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.fixture
-def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without card, report and pictures, which take longer than such a training."""
-    monkeypatch.setattr(finetune, "finish", lambda *_, **__: None)
-
-
+@pytest.mark.usefixtures("reported")
 def test_everything_is_left_behind(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     metrics = finetune.main(flags(place, out, max_steps=90, eval_steps=30))
@@ -197,7 +166,6 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-@pytest.mark.usefixtures("unreported")
 def test_a_problem_is_seen_from_the_rows(problem: str, place: Path, tmp_path: Path) -> None:
     keys, measures = PROBLEMS[problem]
     keys = {k: place / v if k in ("train", "eval") else v for k, v in keys.items()}
@@ -235,9 +203,9 @@ def test_a_classifier_keeps_its_head_and_its_order_of_classes(place: Path, tmp_p
     ready = prepared(place, tmp_path / "out", **keys)
     own = BertForSequenceClassification.from_pretrained(place / "classifier")
     assert torch.equal(ready.trainer.model.classifier.weight.cpu(), own.classifier.weight)
-    assert ready.names == ["good", "bad"]
+    assert ready.rows.names == ["good", "bad"]
     wanted = [["good", "bad"].index(name) for _, name in sentences(24, 3)]
-    assert list(ready.rows["test"]["labels"]) == wanted
+    assert list(ready.rows.tokens["test"]["labels"]) == wanted
 
 
 def test_a_new_head_is_new(place: Path, tmp_path: Path) -> None:
@@ -251,7 +219,6 @@ def test_a_new_head_is_new(place: Path, tmp_path: Path) -> None:
     assert torch.equal(body.weight.cpu(), theirs.weight)
 
 
-@pytest.mark.usefixtures("unreported")
 def test_packed_rows_are_examined_as_padded_ones(place: Path, tmp_path: Path) -> None:
     metrics = {
         packing: finetune.main(flags(place, tmp_path / packing, packing=packing, max_steps=2))
@@ -277,8 +244,7 @@ def test_losses_around_the_loss(place: Path, tmp_path: Path) -> None:
     assert ready.trainer.model.dropout.p == 0.3
     assert ready.trainer.model.bert.embeddings.dropout.p == 0.1
     finetune.run(ready)
-    history = json.loads((tmp_path / "out" / "run.json").read_text())["history"]
-    assert any("consistency" in entry for entry in history), "the term that R-Drop adds"
+    assert history(tmp_path / "out", "consistency"), "the term that R-Drop adds"
 
 
 def prepared(place: Path, out: Path, *more: str, **keys: Any) -> Any:
@@ -287,42 +253,29 @@ def prepared(place: Path, out: Path, *more: str, **keys: Any) -> Any:
 
 
 @pytest.mark.invariant
-@pytest.mark.usefixtures("unreported")
-def test_stop_and_resume_equals_never_stopped(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stop_and_resume_equals_never_stopped(place: Path, tmp_path: Path) -> None:
     """Stopped between two checkpoints, and gone on with by the same command."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     finetune.main(flags(place, whole))
-
-    class Stop(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == 4:
-                raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(execution, "ProgressBar", Stop)
-        with pytest.raises(KeyboardInterrupt):
-            finetune.main(flags(place, cut))
+    with killed_after(4):
+        finetune.main(flags(place, cut))
     metrics = finetune.main([*flags(place, cut), "--resume"])
     assert metrics["resumed_from_step"] == 3
     for name in ("model.safetensors", "predictions.csv"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
-    (cut / "metrics.json").write_text(json.dumps(metrics))  # as `finish` does
     with pytest.raises(ValueError, match="is finished, with 6 steps: give more --max_steps"):
         prepared(place, cut, "--resume")
     with pytest.raises(ValueError, match="max_length"):
         prepared(place, cut, "--resume", max_length=16)
 
 
-def test_two_processes_make_one_model(place: Path, tmp_path: Path) -> None:
+def test_two_processes_make_one_model(
+    place: Path, tmp_path: Path, two_interpreters: TwoInterpreters
+) -> None:
     """The same held-out rows, each once and in order, although 24 rows do not fill two batches."""
     out = tmp_path / "out"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     keys = {"max_steps": 3, "batch_size": 5}
-    command = [*launch, "--standalone", str(SCRIPT), *flags(place, out, **keys)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = two_interpreters.run(SCRIPT, *flags(place, out, **keys))
     assert done.stdout.count("Everything is in") == 1
     metrics, rows = json.loads((out / "metrics.json").read_text()), said(out)
     assert [row["text"] for row in rows] == [text for text, _ in sentences(24, 3)]
@@ -389,7 +342,7 @@ def test_mistakes_end_before_anything_is_trained(
     if "train" in keys and "eval" not in keys:
         given["eval"] = None
     if message is None:
-        assert len(prepared(place, tmp_path / "out", **given).rows["train"]) == 2
+        assert len(prepared(place, tmp_path / "out", **given).rows.tokens["train"]) == 2
         return
     with pytest.raises(ValueError, match=message):
         finetune.main(flags(place, tmp_path / "out", **given))
@@ -397,13 +350,10 @@ def test_mistakes_end_before_anything_is_trained(
     assert not list(tmp_path.rglob("recipe.yaml"))
 
 
-@pytest.mark.usefixtures("unreported")
 def test_a_model_without_a_padding_token_takes_the_one_that_ends_a_text(
     place: Path, tmp_path: Path
 ) -> None:
-    tokenizer = finetune.classifier_tokenizer(
-        ClassificationRecipe(model=str(place / "encoder"), train="x"), "regression", []
-    )
+    tokenizer = finetune.classifier_tokenizer("model", str(place / "encoder"), "regression", [])
     tokenizer.eos_token, tokenizer.pad_token = tokenizer.sep_token, None
     config = GPT2Config(
         vocab_size=len(tokenizer),
@@ -430,7 +380,7 @@ def test_texts_that_are_cut_are_told(place: Path, tmp_path: Path) -> None:
         f"{num} texts of {part} are longer than max_length, and cut"
         for part, num in [("train", 96), ("eval", 24)]
     ]
-    facts = finetune.split_facts(ready.texts, ready.rows, ready.cut)
+    facts = ready.rows.facts()
     assert (facts["train"]["texts_cut"], facts["eval"]["texts_cut"]) == (96, 24)
 
 
@@ -486,3 +436,49 @@ def test_a_full_folder_is_not_written_to(place: Path, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("x")
     with pytest.raises(ValueError, match="is not empty"):
         finetune.main(flags(place, tmp_path))
+
+
+@pytest.mark.parametrize("rows", ["text\n{0}\n{1}", "text,label\n{0},-1\n{1},-1"])
+def test_rows_without_labels_are_predicted_and_not_measured(
+    rows: str, place: Path, tmp_path: Path, capsys: Any
+) -> None:
+    texts = ["the film is warm", sentences(1, 5)[0][0]]
+    (tmp_path / "test.csv").write_text(rows.format(*texts) + "\n")
+    out = tmp_path / "out"
+    keys = {"test": tmp_path / "test.csv", "max_steps": 2, "eval_steps": 2}
+    metrics = finetune.main(flags(place, out, **keys))
+    printed = capsys.readouterr().out
+    assert "Note       test has no labels: its rows are predicted" in printed
+    assert "On eval: accuracy" in printed
+    assert [row["text"] for row in said(out)] == texts, "though one of them is trained on"
+    assert said(out)[0].keys() == {"text", "predicted", "score"}
+    assert "accuracy" in metrics and "eval_accuracy" not in metrics, "it is of the held-out rows"
+    found = json.loads((out / "run.json").read_text())
+    assert found["data"]["test"] == {"words": 8, "tokens": 12, "rows": 2, "labels": "none"}
+    assert [example["expected"] for example in found["examples"]] == [None, None]
+    assert "its test split" not in (out / "README.md").read_text()
+    (result,) = {r.dataset_split for r in ModelCard.load(out / "README.md").data.eval_results}
+    assert result is None, "a score of rows that nobody has labelled"
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_of_every_problem(problem: str, place: Path, tmp_path: Path) -> None:
+    """And as well as if the labels were there."""
+    keys, _ = PROBLEMS[problem]
+    keys = {k: place / v if k in ("train", "eval") else v for k, v in keys.items()}
+    table = next(iter(read_tables(keys["eval"]).values()))
+    table.remove_columns(keys.get("label_column", "label")).to_parquet(tmp_path / "test.parquet")
+    given = {**keys, "max_steps": 2, "eval_steps": 2}
+    for name, test in (("with", keys["eval"]), ("without", tmp_path / "test.parquet")):
+        finetune.main(flags(place, tmp_path / name, **given, test=test))
+    labelled, bare = said(tmp_path / "with"), said(tmp_path / "without")
+    assert len(bare) == 24 and "label" not in bare[0]
+    assert bare == [{k: v for k, v in row.items() if k != "label"} for row in labelled]
+
+
+def test_rows_of_which_some_have_no_label_are_refused(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_text("text,label\nx,0\ny,-1\n")
+    (tmp_path / "train.csv").write_text("text,label\nv,0\nw,1\n")
+    keys = {"train": tmp_path / "train.csv", "eval": tmp_path / "train.csv"}
+    with pytest.raises(ValueError, match="test: row 1 has -1 as 'label'; it stands for none"):
+        prepared(place, tmp_path / "out", **keys, test=tmp_path / "test.csv")

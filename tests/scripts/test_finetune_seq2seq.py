@@ -1,18 +1,16 @@
 """Training an encoder-decoder, end to end: what it leaves, how it goes on, and what it refuses."""
 
-import importlib.util
+import dataclasses
 import json
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from accelerate import PartialState
 from huggingface_hub import ModelCard
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -25,24 +23,33 @@ from transformers import (
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    MarianMTModel,
     MBart50Tokenizer,
     MBartConfig,
     MBartForConditionalGeneration,
     MBartTokenizer,
     T5Config,
     T5ForConditionalGeneration,
-    TrainerCallback,
 )
 
 import hf_tfopt as tfo
-from hf_tfopt.recipe import execution, seq2seq_generation
+from hf_tfopt.recipe import seeds, seq2seq_generation, seq2seq_texts
 from hf_tfopt.recipe.command_line import read_command
 from hf_tfopt.recipe.loading import load
 from hf_tfopt.recipe.seq2seq_keys import Seq2SeqRecipe
 from hf_tfopt.recipe.seq2seq_model import new_tokenizer
+from tests.processes import TwoInterpreters
+from tests.scripts.loaded import (
+    SHORT_RUN,
+    as_flags,
+    history,
+    killed_after,
+    load_script,
+    save_models,
+    script_path,
+)
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts" / "finetune_seq2seq.py"
+SCRIPT = script_path("finetune_seq2seq")
 WORDS = {"one": "eins", "two": "zwei", "three": "drei", "four": "vier", "five": "fünf"}
 SIZES = {
     "hidden_size": 32,
@@ -53,19 +60,10 @@ SIZES = {
 }
 
 
-def _script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("finetune_seq2seq", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-seq2seq = _script()
+seq2seq = load_script("finetune_seq2seq")
 
 
 def pairs(num_rows: int, seed: int) -> list[dict[str, str]]:
-    print("seed", seed)
     choose = random.Random(seed)
     found: dict[str, str] = {}
     while len(found) < num_rows:
@@ -121,15 +119,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "encoder": BertModel(BertConfig(vocab_size=num_ids, **small)),
         "decoder": GPT2LMHeadModel(GPT2Config(vocab_size=num_ids, n_embd=32, n_layer=1, n_head=2)),
     }
-    for name, model in models.items():
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+    save_models(models, tokenizer, folder)
     return folder
 
 
 def flags(place: Path, out: Path, **keys: Any) -> list[str]:
     sizes = {} if "/" in str(keys.get("model", "")) else {**SIZES, "vocab_size": 280}
     given = {
+        **SHORT_RUN,
         **sizes,
         "train": place / "train.jsonl",
         "eval": place / "dev.jsonl",
@@ -138,28 +135,19 @@ def flags(place: Path, out: Path, **keys: Any) -> list[str]:
         "max_source_length": 24,
         "max_target_length": 24,
         "batch_size": 8,
-        "max_steps": 6,
         "eval_steps": 3,
         "save_steps": 2,
-        "logging_steps": 1,
-        "learning_rate": 3e-3,
-        "device": "cpu",
-        "precision": "fp32",
         "monitors": "none",
+        "learning_rate": 3e-3,
         "output_dir": out,
         **keys,
     }
-    return [word for key, value in given.items() for word in (f"--{key}", str(value))]
+    return as_flags(given)
 
 
 def prepared(place: Path, out: Path, *more: str, **keys: Any) -> Any:
     given = [*flags(place, out, **keys), *more]
     return seq2seq.prepare(*read_command(given, Seq2SeqRecipe))
-
-
-def history(out: Path, key: str) -> dict[int, float]:
-    entries = json.loads((out / "run.json").read_text())["history"]
-    return {entry["step"]: entry[key] for entry in entries if key in entry}
 
 
 def weights(out: Path) -> bytes:
@@ -183,6 +171,9 @@ def test_everything_is_left_behind(done: Path, place: Path) -> None:
     metrics = json.loads((done / "metrics.json").read_text())
     assert {"bleu", "chrf", "exact_match", "eval_loss", "perplexity", "train_seconds"} <= {*metrics}
     assert metrics["steps"] == 6
+    for name in ("bleu", "chrf", "exact_match"):
+        assert metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"], name
+    assert metrics["chrf_low"] < metrics["chrf_high"]
     assert history(done, "eval_chrf").keys() == {3, 6}
     assert {"README.md", "report.html", "curves.png", "recipe.yaml", "log.jsonl"} <= {
         path.name for path in done.iterdir()
@@ -244,23 +235,14 @@ def test_generating_while_training_changes_nothing(place: Path, tmp_path: Path) 
 
 
 @pytest.mark.invariant
-def test_stop_and_resume_equals_never_stopped(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stop_and_resume_equals_never_stopped(place: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     keys = {"eval_samples": 4, "schedule": "noam", "warmup_steps": 3, "label_smoothing": 0.1}
     keys |= {"sampler": "{token_budget: {max_tokens: 96}}", "learning_rate": 1}
     seq2seq.main(flags(place, whole, **keys))
 
-    class Stop(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == 5:
-                raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(execution, "ProgressBar", Stop)
-        with pytest.raises(KeyboardInterrupt):
-            seq2seq.main(flags(place, cut, **keys))
+    with killed_after(5):
+        seq2seq.main(flags(place, cut, **keys))
     seq2seq.main([*flags(place, cut, **keys), "--resume"])
     assert weights(cut) == weights(whole)
     assert (cut / "tokenizer.json").read_bytes() == (whole / "tokenizer.json").read_bytes()
@@ -271,15 +253,14 @@ def test_stop_and_resume_equals_never_stopped(
     assert prepared(place, cut, "--resume", **more).trainer.model.generation_config.num_beams == 2
 
 
-def test_two_processes_make_one_model(place: Path, tmp_path: Path) -> None:
+def test_two_processes_make_one_model(
+    place: Path, tmp_path: Path, two_interpreters: TwoInterpreters
+) -> None:
     """With as many rows in a step, it is that of one process."""
     alone, both = tmp_path / "alone", tmp_path / "both"
     keys = {"max_steps": 2, "eval_steps": 2, "save_steps": 2, "eval_samples": 5, "dropout": 0.0}
     keys["sampler"] = "{token_budget: {max_tokens: 64}}"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command = [*launch, "--master_port", "29613", str(SCRIPT), *flags(place, both, **keys)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = two_interpreters.run(SCRIPT, *flags(place, both, **keys))
     assert done.stdout.count("Everything is in") == 1
     seq2seq.main(flags(place, alone, **keys, gradient_accumulation_steps=2))
     found = [json.loads((out / "metrics.json").read_text()) for out in (alone, both)]
@@ -393,6 +374,13 @@ def test_without_held_out_pairs_some_sources_are_held_out(place: Path, tmp_path:
         "eval": 24,
         "test": 24,
     }
+    others = [
+        dataclasses.replace(ready.recipe, **keys) for keys in ({"seed": 1}, {"split_seed": 1})
+    ]
+    same, other = (
+        seq2seq.seq2seq_pairs(recipe, print)[0]["eval"]["source"][:] for recipe in others
+    )
+    assert same == ready.pairs["eval"]["source"][:] != other
 
 
 @pytest.mark.parametrize("kind", [MBartTokenizer, MBart50Tokenizer])
@@ -454,6 +442,8 @@ def test_generation_begins_with_the_language_that_was_trained_on(
         ),
         ({"model": "qwen2_audio"}, "cannot be built from sizes"),
         ({"model_options": "{activation_functon: relu}"}, "did you mean 'activation_function'"),
+        ({"attention": "unpadded"}, "must be one of sdpa, eager, flex_attention"),
+        ({"model": "t5", "attention": "flash_attention_2"}, "does not support Flash Attention"),
         ({"target_language": "de"}, "give both or none"),
         ({"target_column": "translation.fr"}, "did you mean 'translation.en'"),
         ({"train": "empty.csv"}, "has no rows"),
@@ -500,6 +490,157 @@ def test_evaluations_do_not_generate_with_shards_of_weights(
     prepared(place, tmp_path / "a")
     with pytest.raises(ValueError, match="eval_samples with weights cut into shards"):
         prepared(place, tmp_path / "b", eval_samples=3)
+
+
+def test_pairs_are_tokenized_once_for_all_runs(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a tokenizer that each trains for itself; of texts or lengths that are others, anew."""
+    (tmp_path / "train.jsonl").write_text((place / "train.jsonl").read_text())
+    keys: dict[str, Any] = {"train": tmp_path / "train.jsonl", "prefix": "a: "}
+    before = prepared(place, tmp_path / "a", **keys).rows
+    made: list[int] = []
+    encoded = seq2seq_texts._encoded
+
+    def counted(tokenizer: Any, max_length: int, **texts: list[str]) -> Any:
+        made.extend(map(len, texts.values()))
+        return encoded(tokenizer, max_length, **texts)
+
+    monkeypatch.setattr(seq2seq_texts, "_encoded", counted)
+    again = prepared(place, tmp_path / "b", **keys).rows
+    assert not made
+    for part, rows in before.items():
+        assert rows.cache_files and rows[:] == again[part][:]
+    prepared(place, tmp_path / "c", **{**keys, "max_target_length": 5})
+    assert sum(made) == 2 * (96 + 24), "the held-out pairs stand for the test pairs too"
+    prepared(place, tmp_path / "d", **{**keys, "prefix": "b: "})
+    assert sum(made) == 4 * (96 + 24)
+
+
+@pytest.mark.parametrize("model", ["marian", "t5"])
+def test_layers_computed_twice_give_the_same_weights(
+    model: str, place: Path, tmp_path: Path
+) -> None:
+    calls: list[int] = []
+    for is_twice in (False, True):
+        keys = {
+            "model": place / model if model == "t5" else model,
+            "gradient_checkpointing": is_twice,
+        }
+        ready = prepared(place, tmp_path / str(is_twice), **keys, max_steps=2, eval_steps=2)
+        stack = ready.trainer.model.get_encoder()
+        layer = (stack.block if model == "t5" else stack.layers)[0]
+        calls.append(0)
+
+        def count(*_: Any) -> None:
+            calls[-1] += 1
+
+        norm = next(m for m in layer.modules() if "Norm" in type(m).__name__)
+        norm.register_forward_hook(count)
+        ready.trainer.train()
+        seq2seq.save(ready.trainer, tmp_path / str(is_twice))
+    assert calls[1] - calls[0] == 2, "once more in each step"
+    assert weights(tmp_path / "False") == weights(tmp_path / "True")
+
+
+def test_a_model_that_cannot_compute_layers_twice_is_told_of(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MarianMTModel, "supports_gradient_checkpointing", False)
+    with pytest.raises(ValueError, match="gradient_checkpointing: the host's MarianMTModel has no"):
+        prepared(place, tmp_path / "out", gradient_checkpointing=True)
+
+
+@pytest.mark.parametrize("name", ["bart", "marian"])
+def test_attention_is_computed_as_the_recipe_has_it(name: str, place: Path, tmp_path: Path) -> None:
+    found = {}
+    for attention in ("sdpa", "eager"):
+        keys = {"model": place / name if name == "bart" else name, "attention": attention}
+        trainer = prepared(place, tmp_path / attention, **keys).trainer
+        assert trainer.model.config._attn_implementation == attention
+        found[attention] = trainer.evaluate()["eval_loss"]
+    assert found["sdpa"] == pytest.approx(found["eager"], rel=1e-5)
+
+
+def test_texts_of_some_pairs_alone(place: Path, tmp_path: Path, capsys: Any) -> None:
+    """The same ones whatever the seed is, and it is told how many they are."""
+    keys = {"max_steps": 1, "eval_samples": 4, "test_samples": 7, "metrics": "chrf"}
+    for seed in (0, 1):
+        seq2seq.main(flags(place, tmp_path / str(seed), **keys, seed=seed))
+    said = capsys.readouterr().out
+    assert "Generated  in each evaluation: for 4 of the 24 held-out pairs, the same" in said
+    assert "Generated  at the end: for 7 of the 24 held-out pairs, the same" in said
+    sources = [[row["source"] for row in predictions(tmp_path / name)] for name in "01"]
+    held_out = [row["en"] for row in pairs(120, 0)[96:]]
+    assert sources[0] == sources[1] == [text for text in held_out if text in sources[0]]
+    assert len(sources[0]) == 7
+    data = json.loads((tmp_path / "0" / "run.json").read_text())["data"]
+    assert (data["eval"]["examples"], data["eval"]["pairs_generated_for"]) == (24, 7)
+    assert "Pairs generated for" in (tmp_path / "0" / "README.md").read_text()
+
+
+def out_of_memory(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError("18 GiB were asked for")
+
+
+@pytest.mark.usefixtures("reported")
+def test_texts_that_cannot_be_generated_cost_nothing_else(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """All but their scores is there, and these are added without training again."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    keys = {"eval_samples": 3, "metrics": "chrf"}
+    seq2seq.main(flags(place, whole, **keys))
+    with monkeypatch.context() as patched:
+        opened = AutoModelForSeq2SeqLM.from_pretrained
+
+        def without_memory(folder: Any) -> Any:
+            model = opened(folder)
+            patched.setattr(model, "generate", out_of_memory)
+            return model
+
+        patched.setattr(seq2seq.AutoModelForSeq2SeqLM, "from_pretrained", without_memory)
+        command = read_command(flags(place, cut, **keys), Seq2SeqRecipe)
+        with pytest.raises(SystemExit) as ended:
+            seq2seq.carry_out_or_exit(command, seq2seq.prepare, seq2seq.run)
+    words = str(ended.value.code)  # which is written to stderr, with an exit status of 1
+    assert "error: the texts could not be generated (18 GiB were asked for)" in words
+    assert "with --resume and a smaller --eval_batch_size (it was 8)" in words
+    metrics, wanted = (json.loads((o / "metrics.json").read_text()) for o in (cut, whole))
+    assert {"chrf", "chrf_low", "chrf_high"} == wanted.keys() - metrics.keys()
+    assert all(metrics[name] == wanted[name] for name in ("eval_loss", "perplexity", "steps"))
+    lacking = "Its texts could not be generated"
+    for name in ("README.md", "report.html", "run.json"):
+        assert lacking in (cut / name).read_text(), name
+    assert weights(cut) == weights(whole) and history(cut, "eval_chrf").keys() == {3, 6}
+    assert seeds.finished_metrics(command.recipe) is None
+
+    def untrained(*_: Any) -> Any:
+        raise AssertionError("it is trained already")
+
+    monkeypatch.setattr(seq2seq, "train", untrained)
+    seq2seq.main([*flags(place, cut, **keys, eval_batch_size=3), "--resume"])
+    assert weights(cut) == weights(whole) and predictions(cut) == predictions(whole)
+    metrics = json.loads((cut / "metrics.json").read_text())
+    assert all(metrics[name] == wanted[name] for name in ("chrf", "chrf_low", "eval_loss"))
+    assert history(cut, "eval_loss") == history(whole, "eval_loss")
+    assert lacking not in (cut / "README.md").read_text()
+    with pytest.raises(ValueError, match="is finished, with 6 steps"):
+        prepared(place, cut, "--resume", **keys)
+
+
+def test_no_process_waits_for_one_that_cannot_generate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two, this one has its texts, and the other tells that it has none."""
+    monkeypatch.setattr(PartialState(cpu=True), "num_processes", 2)
+    monkeypatch.setattr(
+        seq2seq_generation, "gather_object", lambda told: [*told, ([], "OutOfMemoryError: 18 GiB")]
+    )
+    monkeypatch.setattr(seq2seq_generation, "_own_texts", lambda *_: [(0, "eins")])
+    rows = {"input_ids": [[1], [2]]}
+    with pytest.raises(RuntimeError, match="on another process: OutOfMemoryError: 18 GiB"):
+        seq2seq_generation.generated(lambda: None, None, rows, 1)  # type: ignore[arg-type]
+    with pytest.raises(torch.OutOfMemoryError, match="18 GiB were asked for"):
+        seq2seq_generation.generated(out_of_memory, None, rows, 1)  # type: ignore[arg-type]
 
 
 def test_what_a_change_puts_out_of_force_is_laid_aside(tmp_path: Path) -> None:

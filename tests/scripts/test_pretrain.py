@@ -1,6 +1,6 @@
 """The main job, end to end: what it leaves, how it goes on, and what it refuses."""
 
-import importlib.util
+import dataclasses
 import json
 import math
 import os
@@ -25,12 +25,16 @@ from transformers import (
 
 from hf_tfopt.data.tokenizer import train_tokenizer
 from hf_tfopt.recipe.keys import load_recipe
+from hf_tfopt.recipe.masked_lm import masked_lm_corpus
+from hf_tfopt.recipe.seeds import seed_recipe
 from hf_tfopt.run.checkpoints import checkpoint_fault, newest_good_checkpoint
+from tests.processes import TwoInterpreters
+from tests.scripts.loaded import ROOT, SHORT_RUN, as_flags, load_script, script_path
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts" / "pretrain.py"
+SCRIPT = script_path("pretrain")
 
 TINY = {
+    **SHORT_RUN,
     "hidden_size": 32,
     "intermediate_size": 48,
     "max_position_embeddings": 32,
@@ -38,12 +42,8 @@ TINY = {
     "vocab_size": 160,
     "eval_fraction": 0.1,
     "batch_size": 4,
-    "max_steps": 6,
     "eval_steps": 3,
     "save_steps": 2,
-    "logging_steps": 1,
-    "device": "cpu",
-    "precision": "fp32",
 }
 
 
@@ -51,15 +51,7 @@ TINY = {
 _SIZES = ("hidden_size", "intermediate_size", "max_position_embeddings", "vocab_size")
 NO_SIZES = dict.fromkeys(_SIZES, "none")
 
-
-def _script():
-    spec = importlib.util.spec_from_file_location("pretrain", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-pretrain = _script()
+pretrain = load_script("pretrain")
 
 
 def documents(count=80, seed=0):
@@ -85,7 +77,7 @@ def corpus(tmp_path_factory):
 def words(corpus, output, **keys):
     """A command line of the tiny recipe."""
     chosen = TINY | {"corpus": corpus, "output_dir": output} | keys
-    return ["bert-tiny", *(f"--{name}={value}" for name, value in chosen.items())]
+    return ["bert-tiny", *as_flags(chosen)]
 
 
 def weights(folder):
@@ -189,19 +181,28 @@ def test_a_process_without_hf_tfopt_opens_the_model(finished, tmp_path):
     assert out.stdout.split()[-1] == "BertForMaskedLM"
 
 
-@pytest.mark.invariant
-@pytest.mark.parametrize("objective", ["mlm", "mlm+nsp"])
-def test_two_processes_give_what_one_with_twice_the_batch_gives(objective, corpus, tmp_path):
-    # Muon may orthogonalise in bf16, which tells sums apart
-    keys = {"optimizer": "adamw", "objective": objective}
-    one = pretrain.main(words(corpus, tmp_path / "one", batch_size=4, **keys))
-    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", SCRIPT]
+def torchrun(_, *command):
+    """What `two_interpreters` stands for elsewhere."""
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     subprocess.run(
-        [sys.executable, *command, *words(corpus, tmp_path / "two", batch_size=2, **keys)],
+        [sys.executable, *launch, *command],
         check=True,
         capture_output=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )
+
+
+@pytest.mark.invariant
+@pytest.mark.parametrize(
+    ("objective", "start"), [("mlm", torchrun), ("mlm+nsp", TwoInterpreters.run)]
+)
+def test_two_processes_give_what_one_with_twice_the_batch_gives(
+    objective, start, corpus, tmp_path, two_interpreters
+):
+    # Muon may orthogonalise in bf16, which tells sums apart
+    keys = {"optimizer": "adamw", "objective": objective}
+    one = pretrain.main(words(corpus, tmp_path / "one", batch_size=4, **keys))
+    start(two_interpreters, SCRIPT, *words(corpus, tmp_path / "two", batch_size=2, **keys))
     two = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert two["steps"] == one["steps"]
     # fp32 sums in another order, through six steps of training
@@ -253,6 +254,29 @@ def test_resume_without_a_checkpoint_begins(corpus, tmp_path, capsys):
     metrics = pretrain.main([*words(corpus, tmp_path / "new", max_steps=1), "--resume"])
     assert metrics["steps"] == 1
     assert "No checkpoint yet" in capsys.readouterr().out
+
+
+def test_what_is_held_out_is_the_same_for_all_seeds(corpus):
+    recipe = load_recipe("bert-tiny", {"corpus": str(corpus), "eval_fraction": "0.1"})
+    alone = dataclasses.replace(recipe, split_seed=1)
+    runs = [recipe, *(seed_recipe(recipe, seed) for seed in (1, 2)), alone]
+    whole, first, second, other = (masked_lm_corpus(run)["eval"]["text"][:] for run in runs)
+    assert whole == first == second != other
+
+
+def test_a_corpus_with_a_held_out_split_leaves_no_fraction_in_the_recipe(tmp_path, capsys):
+    texts = documents()
+    (tmp_path / "train.txt").write_text("\n\n".join(texts[10:]))
+    (tmp_path / "dev.txt").write_text("\n\n".join(texts[:10]))
+    out = tmp_path / "out"
+    pretrain.main(words(tmp_path / "*.txt", out, max_steps=1))
+    told = capsys.readouterr().out
+    assert "10 more documents are held out, its own split" in told
+    assert "untrained: bert is an architecture" in told and "google-bert/" in told
+    written = (out / "recipe.yaml").read_text()
+    assert "eval_fraction: null  #" in written and "split_seed: null  #" in written
+    again = [str(out / "recipe.yaml"), "--resume", "--max_steps=2"]
+    assert pretrain.main(again)["steps"] == 2
 
 
 def test_a_trained_model_is_gone_on_from(finished, corpus, tmp_path):
