@@ -149,7 +149,7 @@ def measured(prepared: Prepared) -> tuple[Any, dict[str, float]]:
     return trainer, {
         **numbers,
         "teacher_accuracy": of_teacher,
-        "kept_accuracy": numbers["accuracy"] / of_teacher,
+        "kept_accuracy": numbers["accuracy"] / of_teacher if of_teacher else float("nan"),
         "times_as_fast": speed,
         **trained,
         "teacher_parameters": teacher.num_parameters(),

@@ -173,7 +173,8 @@ def run(prepared: Prepared) -> dict[str, float]:
             f"Answers    {number(rows.num_cut)} are cut at max_length {recipe.max_length}, "
             f"{number(rows.num_left_out)} would begin behind it and are left out"
         )
-    say(*opening_lines(recipe, prepared.trainer, counted), sep="\n")
+    is_begun = prepared.checkpoint is not None
+    say(*opening_lines(recipe, prepared.trainer, counted, is_begun), sep="\n")
     if recipe.lora_rank is not None:
         bits = f" beside weights of 4 bits ({recipe.quantization})" if recipe.quantization else ""
         say(f"Adapter    rank {recipe.lora_rank}, alpha {recipe.lora_alpha:g}{bits}")

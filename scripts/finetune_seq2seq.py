@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 from accelerate import PartialState
 from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, set_seed
+from transformers.trainer_utils import align_special_tokens
 
 import hf_tfopt as tfo
 from hf_tfopt.data.text_pairs import TARGET
@@ -59,8 +60,8 @@ from hf_tfopt.recipe.seq2seq_generation import (
 from hf_tfopt.recipe.seq2seq_model import seq2seq_config, seq2seq_model, seq2seq_tokenizer
 from hf_tfopt.recipe.seq2seq_texts import (
     longer_sides,
-    pair_facts,
     pair_lines,
+    part_facts,
     seq2seq_pairs,
     seq2seq_rows,
 )
@@ -104,7 +105,7 @@ def prepare(recipe: Seq2SeqRecipe, is_resumed: bool) -> Prepared:
         checkpoint = settle(recipe, folder, len(rows["train"]), goes_on, is_drawn=is_drawn)
         if process.is_main_process:
             tokenizer.save_pretrained(folder)
-    own = {"per_device_eval_batch_size": recipe.eval_batch_size}
+    own = {"per_device_eval_batch_size": recipe.eval_batch_size or recipe.batch_size}
     has_texts = recipe.eval_samples is not None
     trainer = trainer_of(
         recipe,
@@ -130,6 +131,7 @@ def trained(prepared: Prepared) -> dict[str, float]:
     trainer, before = prepared.trainer, prepared.before
     if before is not None:
         trainer.state.log_history = [*before.history]
+        align_special_tokens(trainer.model, trainer.processing_class)  # as training does first
         if PartialState().is_main_process:  # how it generates may be otherwise now
             trainer.model.generation_config.save_pretrained(prepared.folder)
         PartialState().wait_for_everyone()
@@ -152,7 +154,7 @@ def written_by(prepared: Prepared) -> list[str]:
         lambda: AutoModelForSeq2SeqLM.from_pretrained(prepared.folder).to(trainer.args.device),
         trainer.processing_class,
         prepared.sample.rows,
-        prepared.recipe.eval_batch_size or prepared.recipe.batch_size,
+        trainer.args.per_device_eval_batch_size,
         trainer.compute_loss_context_manager,
     )
 
@@ -176,20 +178,19 @@ def tell(
     examples = written(prepared.sample.pairs, texts) if texts else []
     lines = (json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
     write_text(folder / "predictions.jsonl", "".join(lines))
-    pairs = {part: found for part, found in prepared.pairs.items() if part != "test"}
-    if prepared.pairs["test"] is not prepared.pairs["eval"]:
-        pairs["test"] = prepared.pairs["test"]
-    data = {part: pair_facts(found, prepared.rows[part]) for part, found in pairs.items()}
-    if texts and len(texts) < len(prepared.pairs["test"]):
-        data["test" if "test" in pairs else "eval"]["pairs_generated_for"] = len(texts)
+    data = part_facts(prepared.pairs, prepared.rows, len(texts))
     chosen = examples[:: max(1, len(examples) // NUM_EXAMPLES)][:NUM_EXAMPLES]
     shown = [
         {"input": e["source"], "expected": e["target"], "output": e["generated"]} for e in chosen
     ]
     kind = type(failure).__name__
     lacking = f"Its texts could not be generated ({kind}): their scores are missing."
-    told: dict[str, Any] = {"examples": shown, "lacking": lacking if failure else ""}
-    return finish(recipe, folder, prepared.trainer, metrics, recipe.task, data, **told)
+    return finish(
+        *(recipe, folder, prepared.trainer, metrics, recipe.task, data),
+        examples=shown,
+        lacking=lacking if failure else "",
+        environment=prepared.before.environment if prepared.before else None,
+    )
 
 
 def run(prepared: Prepared) -> dict[str, float]:
@@ -205,7 +206,8 @@ def run(prepared: Prepared) -> dict[str, float]:
         *sample_lines(prepared.trainer.sample, prepared.rows["eval"], "in each evaluation"),
         *sample_lines(prepared.sample, prepared.rows["test"], "at the end"),
     ]
-    process.print(*opening_lines(recipe, prepared.trainer, counted), sep="\n")
+    is_begun = (prepared.checkpoint or prepared.before) is not None
+    process.print(*opening_lines(recipe, prepared.trainer, counted, is_begun), sep="\n")
     metrics, texts, failure = measured(prepared)
     if process.is_main_process:
         record = tell(prepared, metrics, texts, failure)
@@ -215,7 +217,8 @@ def run(prepared: Prepared) -> dict[str, float]:
         raise IncompleteRunError(
             f"the texts could not be generated ({failure}). The model, its loss, card and report "
             f"are in {prepared.folder}; for the texts give the same command again with --resume "
-            f"and a smaller --eval_batch_size (it was {recipe.eval_batch_size})"
+            f"and a smaller --eval_batch_size (it was "
+            f"{prepared.trainer.args.per_device_eval_batch_size})"
         ) from failure
     told = (f"{name} {with_doubt(metrics, name, number)}" for name in text_scores(recipe).keys)
     process.print(

@@ -153,7 +153,8 @@ def run(prepared: Prepared) -> dict[str, float]:
     """Say what is about to run, run it, and say what came of it; returns the final numbers."""
     say = PartialState().print
     counted = corpus_lines(prepared.data, prepared.corpus.is_drawn)
-    say(*opening_lines(prepared.recipe, prepared.trainer, counted), sep="\n")
+    is_begun = prepared.checkpoint is not None
+    say(*opening_lines(prepared.recipe, prepared.trainer, counted, is_begun), sep="\n")
     if IS_TUNED:
         say("Memory     freed memory is kept for the next step: faster on a CPU, and more is held")
     metrics = measured(prepared)

@@ -29,4 +29,6 @@ def rows_fingerprint(kind: str, dataset: Any, tokenizer: Any, *options: object) 
     bare.no_padding()
     bare.no_truncation()
     made_by = (type(tokenizer).__qualname__, bare.to_str())
+    if getattr(tokenizer, "split_special_tokens", False):
+        made_by += ("special tokens are split",)
     return Hasher.hash((kind, *made_by, *options, dataset._fingerprint))

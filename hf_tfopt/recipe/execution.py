@@ -199,6 +199,7 @@ def finish(
     examples: Sequence[Mapping[str, Any]] = (),
     attention: Sequence[Mapping[str, Any]] = (),
     lacking: str = "",
+    environment: Mapping[str, Any] | None = None,
 ) -> Run:
     """Leave metrics, card and report beside the saved model, and push; on the main process alone.
 
@@ -212,6 +213,7 @@ def finish(
         examples: what the model makes of some of the held-out data.
         attention: maps of chosen sentences.
         lacking: what of the metrics is not there, and why: such a run is not pushed.
+        environment: versions and hardware of the training; None: it was here.
     """
     record = Run(
         name=folder.resolve().name,
@@ -223,7 +225,7 @@ def finish(
         model=model_facts(trainer.model),
         examples=examples,
         attention=attention,
-        environment=environment_facts(trainer.args.device, trainer.args.world_size),
+        environment=environment or environment_facts(trainer.args.device, trainer.args.world_size),
         hub_names=hub_names(dataclasses.asdict(recipe)),
         unfinished=lacking,
     )

@@ -18,6 +18,7 @@ from accelerate import PartialState
 from hf_tfopt.hub import check_push
 from hf_tfopt.metrics import is_higher_better
 from hf_tfopt.pictures.trials import draw_trials
+from hf_tfopt.recipe.incomplete import IncompleteRunError
 from hf_tfopt.recipe.search_space import Choices, Range, Trial, search_space, trial_recipe
 from hf_tfopt.recipe.seeds import Once, free_memory, metrics_of, of_first_process
 from hf_tfopt.recipe.selection import result_name
@@ -31,7 +32,7 @@ from hf_tfopt.run.tables import number
 # loaded where a search begins: optuna is an extra
 _NEXT_VALUES = Lazy("hf_tfopt.recipe.next_trial:next_values", "search")
 # what a trial's values can do to it, and not to the next one
-_OF_VALUES = (ValueError, torch.OutOfMemoryError)
+_OF_VALUES = (ValueError, torch.OutOfMemoryError, IncompleteRunError)
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 

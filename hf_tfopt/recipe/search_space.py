@@ -22,9 +22,13 @@ _NOT_SEARCHED = (
     *("push_to", "private", "license", "language"),
     *("eval", "test", "eval_fraction", "eval_masking_probability", "metrics", "positive"),
     *("problem", "label_column", "label_separator", "columns", "split_seed"),
+    *("eval_samples", "test_samples", "eval_batch_size"),
 )
 # What decides which rows are held out, where they are not given: trials are judged on the same.
-_SPLIT = ("train", "corpus", "text_column", "text_pair_column", "shared_examples")
+_SPLIT = (
+    *("train", "corpus", "text_column", "text_pair_column", "source_column", "target_column"),
+    *("shared_examples", "incomplete_examples"),
+)
 # A range this wide is searched by its orders of magnitude.
 _WIDE = 10
 

@@ -148,7 +148,6 @@ class Seq2SeqRecipe(TrainingKeys, PairKeys):
             **dict.fromkeys(_NEW, (is_new, None, "where a new model is built")),
             "vocab_size": (new_tokenizer, 8192, "where a new tokenizer is trained"),
             "eval_fraction": (self.eval is None, 0.05, "where eval is not given"),
-            "eval_batch_size": (True, self.batch_size, ""),
             "max_new_tokens": (True, self.max_target_length, ""),
             "metrics": (True, USUAL_METRICS.get(self.task), ""),
             "output_dir": (True, f"runs/{self.preset or self.task}", ""),
@@ -172,7 +171,6 @@ class Seq2SeqRecipe(TrainingKeys, PairKeys):
             "metrics": "task" in changed,
             "select": "task" in changed or "metrics" in changed,
             "vocab_size": changed.get("tokenizer") is not None,
-            "eval_batch_size": "batch_size" in changed,
             "max_new_tokens": "max_target_length" in changed,
         }
         own = {name for name, is_aside in aside.items() if is_aside}

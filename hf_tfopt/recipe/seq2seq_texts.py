@@ -1,6 +1,8 @@
 """A recipe's pairs of texts: read, held out, checked, and as rows of token ids."""
 
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -116,18 +118,20 @@ def _apart(recipe: Seq2SeqRecipe, found: Pairs, say: Say) -> Pairs:
 def seq2seq_rows(recipe: Seq2SeqRecipe, pairs: datasets.Dataset, tokenizer: Any) -> Any:
     """Pairs as token ids, not padded: "input_ids", "labels", and whether either was cut.
 
-    Those of pairs on disk are kept beside them, and are found there by the other processes and by
-    the next run. Progress is shown where it takes minutes.
+    Those of pairs on disk are kept beside them, where that may be written, and are found there by
+    the other processes and by the next run. Progress is shown where it takes minutes.
     """
     lengths = (recipe.max_source_length, recipe.max_target_length)
     languages = [getattr(tokenizer, f"{side}_lang", None) for side in ("src", "tgt")]
-    made_with = (recipe.prefix, *lengths, *languages)
+    made_with = (recipe.prefix, *lengths, tokenizer.truncation_side, *languages)
+    folders = {Path(file["filename"]).parent for file in pairs.cache_files}
     with progress_where_long(pairs.data.nbytes):
         return pairs.map(
             _encoded_pairs,
             batched=True,
             remove_columns=[SOURCE, TARGET],
             fn_kwargs={"tokenizer": tokenizer, "prefix": recipe.prefix, "lengths": lengths},
+            keep_in_memory=not all(os.access(folder, os.W_OK) for folder in folders),
             new_fingerprint=rows_fingerprint("text pairs 1", pairs, tokenizer, *made_with),
             desc="Tokenizing",
         )
@@ -196,3 +200,18 @@ def pair_facts(pairs: datasets.Dataset, rows: Any) -> dict[str, Any]:
         "cut_sources": cut[SOURCE],
         "cut_targets": cut[TARGET],
     }
+
+
+def part_facts(pairs: Pairs, rows: Mapping[str, Any], num_texts: int) -> dict[str, dict[str, Any]]:
+    """The facts of each part; of the last one, for how many of its pairs there are texts.
+
+    Args:
+        pairs: from `seq2seq_pairs`; "test" is left out where it is "eval".
+        rows: the same as token ids.
+        num_texts: generated; told where they are not of all pairs.
+    """
+    parts = [part for part in pairs if part != "test" or pairs[part] is not pairs["eval"]]
+    facts = {part: pair_facts(pairs[part], rows[part]) for part in parts}
+    if 0 < num_texts < len(pairs["test"]):
+        facts["test" if "test" in facts else "eval"]["pairs_generated_for"] = num_texts
+    return facts

@@ -65,6 +65,8 @@ def check_unchanged(
     if not path.exists():
         return
     before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if before.get("eval_fraction") is not None:  # before there was a split_seed, seed drew
+        before.setdefault("split_seed", before.get("seed"))
     changed = [
         f"{name}: was {before[name]}, now {value}"
         for name, value in recipe.items()

@@ -1,5 +1,6 @@
 """A search trains with what its trials ask for, goes on where it was, and ends with the best."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from hf_tfopt.recipe.classification_keys import ClassificationRecipe
 from hf_tfopt.recipe.command_line import read_command
 from hf_tfopt.recipe.search import best_trial
 from hf_tfopt.recipe.search_space import Choices, Range, Trial, search_space, trial_recipe
+from hf_tfopt.recipe.seq2seq_keys import Seq2SeqRecipe
 from tests.recipe import small_run
 from tests.recipe.small_run import SmallRecipe, main
 from tests.recipe.test_selection import flags, stopped, weights
@@ -85,6 +87,16 @@ def test_all_trials_are_judged_on_the_same_rows() -> None:
     given["search"] = {"split_seed": [1, 2]}
     with pytest.raises(ValueError, match="split_seed cannot be searched over"):
         search_space(ClassificationRecipe(**given))
+
+
+def test_how_texts_are_generated_is_no_value_of_a_trial() -> None:
+    """What was given so that they fit into the memory holds for every batch size."""
+    recipe = Seq2SeqRecipe(train="y.csv", eval_batch_size=4, search={"batch_size": [8, 64]})
+    assert trial_recipe(recipe, {"batch_size": 64}).eval_batch_size == 4
+    for name in ("eval_samples", "test_samples", "eval_batch_size"):
+        searched = dataclasses.replace(recipe, search={name: [8, 64]})
+        with pytest.raises(ValueError, match=f"{name} cannot be searched over"):
+            search_space(searched)
 
 
 def test_trials_without_a_search_are_refused() -> None:

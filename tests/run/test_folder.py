@@ -61,6 +61,12 @@ class TestTheFolder:
         with pytest.raises(ValueError, match="split_seed: was 0, now 1"):
             check_unchanged(tmp_path, {"eval_fraction": 0.1, "split_seed": 1}, [])
 
+    def test_rows_that_seed_has_drawn_are_not_trained_on_when_split_seed_draws(self, tmp_path):
+        write_text(tmp_path / "recipe.yaml", "eval_fraction: 0.1\nseed: 3\n")
+        check_unchanged(tmp_path, {"seed": 3, "split_seed": 3}, [])
+        with pytest.raises(ValueError, match="split_seed: was 3, now 0"):
+            check_unchanged(tmp_path, {"seed": 3, "split_seed": 0}, [])
+
     def test_a_file_is_written_whole_or_not_at_all(self, tmp_path):
         write_text(tmp_path / "a.txt", "old")
         with pytest.raises(UnicodeEncodeError):

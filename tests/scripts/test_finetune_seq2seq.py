@@ -33,6 +33,7 @@ from transformers import (
 )
 
 import hf_tfopt as tfo
+from hf_tfopt.data.rows_fingerprint import rows_fingerprint
 from hf_tfopt.recipe import seeds, seq2seq_generation, seq2seq_texts
 from hf_tfopt.recipe.command_line import read_command
 from hf_tfopt.recipe.loading import load
@@ -515,6 +516,37 @@ def test_pairs_are_tokenized_once_for_all_runs(
     assert sum(made) == 2 * (96 + 24), "the held-out pairs stand for the test pairs too"
     prepared(place, tmp_path / "d", **{**keys, "prefix": "b: "})
     assert sum(made) == 4 * (96 + 24)
+
+
+def test_pairs_are_never_taken_for_those_of_another_tokenizer(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text((place / "train.jsonl").read_text())
+    keys: dict[str, Any] = {"train": tmp_path / "train.jsonl", "max_source_length": 4}
+    ready = prepared(place, tmp_path / "a", **keys)
+    tokenizer, found = ready.trainer.processing_class, ready.pairs["train"]
+
+    def made() -> Any:
+        return seq2seq_texts.seq2seq_rows(ready.recipe, found, tokenizer)["input_ids"][:]
+
+    before = made()
+    assert before == ready.rows["train"]["input_ids"][:]
+    tokenizer.truncation_side = "left"
+    assert made() != before
+    tokenizer.truncation_side, tokenizer.split_special_tokens = "right", True
+    assert rows_fingerprint("x", found, tokenizer) not in (None, fingerprint(found, tokenizer))
+
+
+def fingerprint(pairs: Any, tokenizer: Any) -> str | None:
+    tokenizer.split_special_tokens = False
+    return rows_fingerprint("x", pairs, tokenizer)
+
+
+def test_pairs_of_a_folder_that_may_not_be_written_stay_in_memory(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train.jsonl").write_text((place / "train.jsonl").read_text())
+    monkeypatch.setattr(seq2seq_texts.os, "access", lambda *_: False)
+    rows = prepared(place, tmp_path / "a", train=tmp_path / "train.jsonl", prefix="c: ").rows
+    assert not rows["train"].cache_files and len(rows["train"]) == 96
 
 
 @pytest.mark.parametrize("model", ["marian", "t5"])

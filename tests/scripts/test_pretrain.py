@@ -277,6 +277,7 @@ def test_a_corpus_with_a_held_out_split_leaves_no_fraction_in_the_recipe(tmp_pat
     assert "eval_fraction: null  #" in written and "split_seed: null  #" in written
     again = [str(out / "recipe.yaml"), "--resume", "--max_steps=2"]
     assert pretrain.main(again)["steps"] == 2
+    assert "untrained" not in capsys.readouterr().out
 
 
 def test_a_trained_model_is_gone_on_from(finished, corpus, tmp_path):
