@@ -1,6 +1,6 @@
 """Train an encoder-decoder: pairs of texts -> tokenizer -> rows -> model -> Trainer -> a folder.
 
-    python scripts/finetune_seq2seq.py dates-tiny     # no download: a first run of a minute or two
+    python scripts/finetune_seq2seq.py dates-tiny     # no download: a first run, half a minute
     python scripts/finetune_seq2seq.py --model Helsinki-NLP/opus-mt-en-de --train pairs.tsv
     python scripts/finetune_seq2seq.py t5-summarization --train pairs.tsv --eval_samples 100
     python scripts/finetune_seq2seq.py transformer-base        # WMT 2014, as Vaswani et al. 2017

@@ -28,7 +28,7 @@ STEPS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "sampler=tfo.TokenBudget(max_tokens=1024)": lambda tfo: {
         "parts": {"sampler": tfo.TokenBudget(max_tokens=1024)}
     },
-    "bf16=True": lambda tfo: {"arguments": {"bf16": True}},
+    "bf16=True, use_cpu=True": lambda tfo: {"arguments": {"bf16": True, "use_cpu": True}},
     'optimizer_cls_and_kwargs=tfo.optimizer("adamw", lr=2e-4, layer_decay=0.9)': lambda tfo: {
         "parts": {"optimizer_cls_and_kwargs": tfo.optimizer("adamw", lr=2e-4, layer_decay=0.9)}
     },

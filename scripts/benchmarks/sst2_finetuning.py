@@ -6,8 +6,9 @@ own, all sides of a seed in turn:
 
 - stock: `Trainer` with its defaults (AdamW at 5e-5, linear, batches of 8 padded, 3 epochs);
 - tuned: the same with the best of several learning rates, by the dev rows and the first seed;
-- short: scripts/finetune_classification.py with the preset, as many epochs as half the time has;
-- long: the same with as many as the stock run's time has.
+- short: scripts/finetune_classification.py with the preset, two epochs;
+- half: the same, as many epochs as half of the stock run's time has;
+- long: the same with the preset's own epochs, which the stock run's time has.
 
 Each run is whole, with a schedule of its own: no run is cut where its curve happens to be high.
 Time is that of training steps: building, evaluating and saving are left out on all sides. Rates and
@@ -32,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 STOCK_RATES = (2e-5, 5e-5, 1e-4, 2e-4)
 DEFAULT_RATE, MAX_LENGTH, NUM_EVALUATIONS = 5e-5, 128, 6
 PRESET = "minilm-classifier"
-EPOCHS = {"short": 2, "long": 4}
+EPOCHS = {"short": 2, "half": 2.5, "long": 4}
 PARTS = ("train", "dev", "test")
 SIDES = ("stock", "tuned", *EPOCHS)
 
