@@ -40,8 +40,11 @@ class Task(NamedTuple):
 
 
 def literal(text: str) -> str:
-    """A text as Python writes it, without what would end a block of code in Markdown."""
-    return repr(text).replace("`", "\\x60")
+    """A text as code has it, in double quotes, without what would end a block of it in Markdown."""
+    written = repr(text)
+    if '"' not in written:
+        written = f'"{written[1:-1]}"'
+    return written.replace("`", "\\x60")
 
 
 def has_adapter(run: Run) -> bool:
