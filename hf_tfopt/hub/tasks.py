@@ -42,9 +42,7 @@ class Task(NamedTuple):
 def literal(text: str) -> str:
     """A text as code has it, in double quotes, without what would end a block of it in Markdown."""
     written = repr(text)
-    if '"' not in written:
-        written = f'"{written[1:-1]}"'
-    return written.replace("`", "\\x60")
+    return (written if '"' in written else f'"{written[1:-1]}"').replace("`", "\\x60")
 
 
 def has_adapter(run: Run) -> bool:

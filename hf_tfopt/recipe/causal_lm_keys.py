@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_tfopt.recipe.keys import ATTENTIONS, EVAL_FRACTION, TEXT_UNITS
-from hf_tfopt.recipe.loading import load
 from hf_tfopt.recipe.model_keys import MODEL_SIZES, CheckpointingKeys, ModelKeys, is_saved_model
 from hf_tfopt.recipe.rates import USUAL_RATES
 from hf_tfopt.recipe.training_keys import TrainingKeys, split_seed_key
@@ -184,10 +183,3 @@ def default_preset(arguments: Sequence[str]) -> str | None:
     """The preset of a command line without a recipe; a model of its own begins with none."""
     has_model = any(word.partition("=")[0] == "--model" for word in arguments)
     return None if has_model else DEFAULT_PRESET
-
-
-def load_causal_lm(
-    source: str | Path | None, overrides: Mapping[str, str] | None = None
-) -> CausalLMRecipe:
-    """The recipe of a YAML file, a preset, or of the keys given alone; see `loading.load`."""
-    return load(CausalLMRecipe, source, overrides)

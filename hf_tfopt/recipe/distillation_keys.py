@@ -2,11 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from hf_tfopt.recipe.labelled_keys import LabelledKeys
-from hf_tfopt.recipe.loading import load
 from hf_tfopt.recipe.teacher_keys import DIVERGENCES, FROM_ZERO_TO_ONE, listed_numbers
 from hf_tfopt.recipe.training_keys import TrainingKeys
 from hf_tfopt.recipe.typed_values import POSITIVE, key, one_of
@@ -119,10 +117,3 @@ class DistillationRecipe(TrainingKeys, LabelledKeys, StudentKeys):
             ValueError: not a list of whole numbers.
         """
         return None if self.layers is None else listed_numbers("layers", self.layers)
-
-
-def load_distillation(
-    source: str | Path | None, overrides: Mapping[str, str] | None = None
-) -> DistillationRecipe:
-    """The recipe of a YAML file, or of the keys given alone; see `loading.load`."""
-    return load(DistillationRecipe, source, overrides)

@@ -6,7 +6,8 @@ import pytest
 from transformers import BertConfig, LlamaConfig
 
 from hf_tfopt.cli import main
-from hf_tfopt.recipe.causal_lm_keys import load_causal_lm
+from hf_tfopt.recipe.causal_lm_keys import CausalLMRecipe
+from hf_tfopt.recipe.loading import load
 from hf_tfopt.recipe.scripts import SCRIPTS
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +76,7 @@ def test_an_adapter_has_the_adapters_weights_alone(llama, capsys):
 
 def test_a_resolved_recipe_tells_its_script(tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
-    path.write_text(load_causal_lm("gpt-mini").to_yaml())
+    path.write_text(load(CausalLMRecipe, "gpt-mini").to_yaml())
     assert told(capsys, str(path))[0].startswith("GPT2LMHeadModel")
     path.write_text("preset: gpt-mini\nseed: 3\n")
     assert told(capsys, str(path))[0].startswith("GPT2LMHeadModel")

@@ -20,7 +20,8 @@ from transformers import (
 
 from hf_tfopt.data.tokenizer import train_tokenizer
 from hf_tfopt.recipe.command_line import read_command
-from hf_tfopt.recipe.distillation_keys import DistillationRecipe, load_distillation
+from hf_tfopt.recipe.distillation_keys import DistillationRecipe
+from hf_tfopt.recipe.loading import load
 from tests.processes import TwoInterpreters
 from tests.scripts import loaded
 from tests.scripts.loaded import (
@@ -100,7 +101,7 @@ def test_everything_is_left_behind(place: Path, tmp_path: Path) -> None:
     assert card.data.eval_results[0].metric_type == "accuracy"
     assert str(place) not in card.content and str(tmp_path) not in card.content
     found = yaml.safe_load((out / "recipe.yaml").read_text())
-    assert load_distillation(out / "recipe.yaml") == DistillationRecipe(**found)
+    assert load(DistillationRecipe, out / "recipe.yaml") == DistillationRecipe(**found)
 
 
 def test_it_learns_from_the_teacher_it_trains_first(place: Path, tmp_path: Path) -> None:
@@ -260,7 +261,7 @@ def test_options_that_nothing_reads_are_none_and_laid_aside(tmp_path: Path) -> N
     assert (both.temperature, both.divergence, both.eval_fraction) == (2.0, "kl", 0.1)
     (tmp_path / "recipe.yaml").write_text(both.to_yaml())
     changed = {"alpha": "0", "eval": "y.csv", "teacher_epochs": "none"}
-    alone = load_distillation(tmp_path / "recipe.yaml", changed)
+    alone = load(DistillationRecipe, tmp_path / "recipe.yaml", changed)
     assert (alone.temperature, alone.divergence) == (None, None)
     assert (alone.eval_fraction, alone.teacher_learning_rate) == (None, None)
 

@@ -33,8 +33,9 @@ import hf_tfopt as tfo
 from hf_tfopt.data.byte_tokenizer import train_byte_tokenizer
 from hf_tfopt.data.tokenizer import cut
 from hf_tfopt.recipe.causal_lm import causal_lm_model, causal_lm_texts
-from hf_tfopt.recipe.causal_lm_keys import CausalLMRecipe, load_causal_lm
+from hf_tfopt.recipe.causal_lm_keys import CausalLMRecipe
 from hf_tfopt.recipe.command_line import read_command
+from hf_tfopt.recipe.loading import load
 from hf_tfopt.recipe.model_parts import new_config
 from hf_tfopt.recipe.seeds import seed_recipe
 from tests.processes import TwoInterpreters
@@ -162,7 +163,7 @@ class TestANewModel:
         samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
         assert samples and all(sample["prompt"] and sample["reference"] for sample in samples)
         assert {"README.md", "report.html", "curves.png"} <= {path.name for path in out.iterdir()}
-        assert load_causal_lm(out / "recipe.yaml").max_steps == 6
+        assert load(CausalLMRecipe, out / "recipe.yaml").max_steps == 6
         assert not (out / "training_args.bin").exists()
         assert_no_path(out, place, tmp_path)
 
@@ -557,20 +558,20 @@ def _without_config(adapted: Path, folder: Path) -> Path:
 
 class TestTheRecipe:
     def test_presets(self) -> None:
-        mini, qlora = load_causal_lm("gpt-mini"), load_causal_lm("qlora")
+        mini, qlora = load(CausalLMRecipe, "gpt-mini"), load(CausalLMRecipe, "qlora")
         assert (mini.continues, mini.vocab_size, mini.lora_rank) == (False, 8192, None)
-        assert load_causal_lm("gpt-mini", {"max_steps": "9"}).hidden_size == 256
+        assert load(CausalLMRecipe, "gpt-mini", {"max_steps": "9"}).hidden_size == 256
         assert (qlora.quantization, qlora.lora_rank, qlora.lora_alpha) == ("nf4", 64, 16)
         assert (qlora.learning_rate, qlora.schedule, qlora.max_grad_norm) == (2e-4, "constant", 0.3)
-        plain = load_causal_lm("qlora", {"lora_rank": "none", "corpus": "x.txt"})
+        plain = load(CausalLMRecipe, "qlora", {"lora_rank": "none", "corpus": "x.txt"})
         assert (plain.quantization, plain.merge_adapter) == (None, None)
-        chats = load_causal_lm("qlora", {"messages_column": "talk"})
+        chats = load(CausalLMRecipe, "qlora", {"messages_column": "talk"})
         assert (chats.columns, chats.text_column) == ({"messages": "talk"}, None)
 
     def test_a_model_of_its_own_is_not_trained_at_the_rate_of_a_new_one(self) -> None:
-        trained = load_causal_lm(None, {"model": "owner/name"})
+        trained = load(CausalLMRecipe, None, {"model": "owner/name"})
         assert trained.learning_rate == pytest.approx(5e-5)
-        assert load_causal_lm(None, {"model": "a/b", "lora_rank": "8"}).learning_rate == (
+        assert load(CausalLMRecipe, None, {"model": "a/b", "lora_rank": "8"}).learning_rate == (
             pytest.approx(2e-4)
         )
         assert script.default_preset(["--model", "a/b"]) is None
