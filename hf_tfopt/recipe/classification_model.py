@@ -20,7 +20,7 @@ from hf_tfopt.recipe.class_order import (
     own_names,
 )
 from hf_tfopt.recipe.classification_keys import ClassificationRecipe
-from hf_tfopt.recipe.model_parts import opened
+from hf_tfopt.recipe.model_parts import check_lengths, opened
 from hf_tfopt.surgery.dropout import dropout_sites
 
 # Heads for other things than classes or the next token.
@@ -176,7 +176,7 @@ def classifier_model(recipe: ClassificationRecipe, config: Any, tokenizer: Any) 
         _renew_head(model, factory)
     if recipe.head_dropout is not None:
         _set_head_dropout(model, recipe.head_dropout)
-    check_positions(model, recipe.max_length)
+    check_lengths(recipe.max_length, ModelFacts.of(model))
     return model
 
 
@@ -202,20 +202,6 @@ def opened_classifier(
         return factory.from_pretrained(name, config=config, dtype=torch.float32, **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"{key}: {name!r} cannot be a classifier: {error}") from error
-
-
-def check_positions(model: Any, max_length: int) -> None:
-    """Refuse rows that are longer than what the model reads.
-
-    Raises:
-        ValueError: with the longest that it does.
-    """
-    num_positions = ModelFacts.of(model).num_positions
-    if num_positions is not None and max_length > num_positions:
-        raise ValueError(
-            f"max_length: {max_length} tokens, but the model has {num_positions} positions: "
-            f"--max_length {num_positions} is the longest"
-        )
 
 
 @torch.no_grad()

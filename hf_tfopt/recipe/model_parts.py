@@ -129,17 +129,17 @@ def check_fit(tokenizer: Any, max_length: int, facts: ModelFacts) -> None:
 
 def check_lengths(max_length: int, facts: ModelFacts) -> None:
     """Refuse examples that a model cannot read; raises ValueError."""
-    if facts.num_positions is not None and max_length > facts.num_positions:
-        raise ValueError(
-            f"max_length: got {max_length}, but {facts.name} reads only "
-            f"{facts.num_positions} tokens"
-        )
+    _refuse_longer(max_length, facts.name, facts.num_positions)
 
 
 def check_positions(config: Any, name: str, max_length: int) -> None:
     """Refuse rows longer than a model reads, by its configuration alone."""
-    positions: int | None = getattr(config, "max_position_embeddings", None)
-    if positions and 0 < positions < max_length:
+    _refuse_longer(max_length, name, getattr(config, "max_position_embeddings", None))
+
+
+def _refuse_longer(max_length: int, name: str, positions: int | None) -> None:
+    if positions is not None and 0 < positions < max_length:
         raise ValueError(
-            f"max_length: got {max_length}, but the model {name} reads only {positions} tokens"
+            f"max_length: got {max_length}, but {name} reads only {positions} tokens, as "
+            f"the model has {positions} positions: --max_length {positions} is the longest"
         )

@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from hf_tfopt.data.labelled_names import SINGLE
+from hf_tfopt.data.model_inputs import ModelFacts
 from hf_tfopt.objectives.base import Objective
 from hf_tfopt.objectives.classification import Classification
 from hf_tfopt.objectives.distillation import Distillation
 from hf_tfopt.recipe.class_order import is_classifier
 from hf_tfopt.recipe.classification_model import (
-    check_positions,
     names_of_head,
     opened_classifier,
     with_classes,
 )
 from hf_tfopt.recipe.distillation_keys import DistillationRecipe
-from hf_tfopt.recipe.model_parts import opened
+from hf_tfopt.recipe.model_parts import check_lengths, opened
 from hf_tfopt.surgery.layer_stacks import layer_stacks
 
 
@@ -69,7 +69,7 @@ def classifier_teacher(recipe: DistillationRecipe, config: Any, tokenizer: Any) 
     teacher = opened_classifier(
         AutoModelForSequenceClassification, "teacher", recipe.teacher, config, tokenizer
     )
-    check_positions(teacher, recipe.max_length)
+    check_lengths(recipe.max_length, ModelFacts.of(teacher))
     return teacher
 
 

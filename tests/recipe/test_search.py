@@ -189,7 +189,7 @@ def test_the_final_run_is_that_with_the_best_values(found: Any, tmp_path: Path) 
 
 @pytest.mark.invariant
 def test_a_stopped_search_goes_on_as_if_it_never_had(
-    found: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    found: Any, tmp_path: Path, capsys: Any
 ) -> None:
     """Torn from the third trial; then with a finished trial that was not written down yet."""
     out, before = tmp_path / "out", found[0]
@@ -199,7 +199,7 @@ def test_a_stopped_search_goes_on_as_if_it_never_had(
     told = json.loads((out / "search" / "trials.json").read_text())
     told["trials"] = told["trials"][:2]
     (out / "search" / "trials.json").write_text(json.dumps(told))
-    stopped(flags(out, *SEARCH, "--resume"), 1, monkeypatch)
+    stopped(flags(out, *SEARCH, "--resume"), 1)
     said = capsys.readouterr().out
     assert "Trial      3 of 4" in said and "Finished before" in said and "Trial      4" in said
     main(flags(out, *SEARCH, "--resume"))

@@ -117,7 +117,7 @@ def test_what_is_left_is_the_mean_and_the_median_seeds_model(three: Path) -> Non
 
 @pytest.mark.invariant
 def test_a_stopped_one_goes_on_with_the_seed_that_it_was_at(
-    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    three: Path, tmp_path: Path, capsys: Any
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(three, out)
@@ -126,7 +126,7 @@ def test_a_stopped_one_goes_on_with_the_seed_that_it_was_at(
     for left in ("metrics.json", "model.safetensors", "seeds.json"):
         (out / left).unlink()
     arguments = flags(out, *SHORT, "--seeds", "1", "2", "3", "--resume")
-    stopped(arguments, 2, monkeypatch)
+    stopped(arguments, 2)
     capsys.readouterr()
     main(arguments)
     said = capsys.readouterr().out

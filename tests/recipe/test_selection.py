@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import TrainerCallback
 
-from hf_tfopt.recipe import execution
+from tests.killed import killed_after
 from tests.recipe.small_run import main
 
 SELECT = ("--select", "accuracy")
@@ -22,20 +21,9 @@ def flags(folder: Path, *more: str) -> list[str]:
     return [*more, "--output_dir", str(folder)]
 
 
-class Stop(TrainerCallback):
-    """The process ends before a step."""
-
-    step = 0
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
-def stopped(arguments: list[str], step: int, patched: pytest.MonkeyPatch) -> None:
+def stopped(arguments: list[str], step: int) -> None:
     """A run whose process ends after so many steps."""
-    with patched.context() as inside, pytest.raises(KeyboardInterrupt):
-        inside.setattr(execution, "ProgressBar", type("Now", (Stop,), {"step": step}))
+    with killed_after(step):
         main(arguments)
 
 
@@ -58,11 +46,11 @@ def test_the_best_checkpoint_is_the_model(whole: Path) -> None:
 @pytest.mark.invariant
 @pytest.mark.parametrize("step", [1, 2, 4])
 def test_stopped_and_gone_on_with_ends_at_the_same_step(
-    step: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, whole: Path, tmp_path: Path
 ) -> None:
     """Also from another folder than it was begun in: the best is found where it lies now."""
     begun, out = tmp_path / "begun", tmp_path / "out"
-    stopped(flags(begun, *SELECT, "--patience", "3"), step, monkeypatch)
+    stopped(flags(begun, *SELECT, "--patience", "3"), step)
     begun.rename(out)
     metrics = main(flags(out, *SELECT, "--patience", "3", "--resume"))
     assert (metrics["steps"], metrics["best_step"]) == (5, 2)
@@ -91,11 +79,9 @@ def test_a_stopped_run_is_finished_until_it_may_lose_more(whole: Path, tmp_path:
     assert weights(out) == weights(out / "checkpoint-6")
 
 
-def test_where_the_best_is_gone_the_best_of_the_rest_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
-) -> None:
+def test_where_the_best_is_gone_the_best_of_the_rest_is_kept(tmp_path: Path, caplog: Any) -> None:
     out = tmp_path / "out"
-    stopped(flags(out, *SELECT, "--max_steps", "5"), 3, monkeypatch)
+    stopped(flags(out, *SELECT, "--max_steps", "5"), 3)
     shutil.rmtree(out / "checkpoint-2")
     metrics = main(flags(out, *SELECT, "--max_steps", "5", "--resume"))
     assert "checkpoint-2, the best checkpoint until now, is gone" in caplog.text

@@ -3,16 +3,11 @@
 import importlib.util
 import json
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pytest
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-
-from hf_tfopt.recipe import execution
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ROOT = Path(__file__).parents[2]
 # of BERT
@@ -71,17 +66,3 @@ def history(out: Path, key: str) -> dict[int, float]:
     """What was logged under a name, by step."""
     entries = json.loads((out / "run.json").read_text())["history"]
     return {entry["step"]: entry[key] for entry in entries if key in entry}
-
-
-@contextmanager
-def killed_after(num_steps: int) -> Iterator[None]:
-    """A run in here ends as Ctrl-C would end it, once it has taken so many steps."""
-
-    class Stop(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == num_steps:
-                raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(execution, "ProgressBar", Stop)
-        yield

@@ -22,13 +22,13 @@ from hf_tfopt.data.tokenizer import train_tokenizer
 from hf_tfopt.recipe.command_line import read_command
 from hf_tfopt.recipe.distillation_keys import DistillationRecipe
 from hf_tfopt.recipe.loading import load
+from tests.killed import killed_after
 from tests.processes import TwoInterpreters
 from tests.scripts import loaded
 from tests.scripts.loaded import (
     SHORT_RUN,
     as_flags,
     history,
-    killed_after,
     load_script,
     save_models,
     script_path,

@@ -26,6 +26,7 @@ from hf_tfopt.data.tokenizer import train_tokenizer
 from hf_tfopt.recipe.classification_keys import ClassificationRecipe
 from hf_tfopt.recipe.command_line import read_command
 from hf_tfopt.recipe.loading import load
+from tests.killed import killed_after
 from tests.processes import TwoInterpreters
 from tests.scripts.loaded import (
     NOUNS,
@@ -34,7 +35,6 @@ from tests.scripts.loaded import (
     WORDS,
     as_flags,
     history,
-    killed_after,
     load_script,
     save_models,
     script_path,

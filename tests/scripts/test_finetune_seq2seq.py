@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 import yaml
@@ -39,12 +40,12 @@ from hf_tfopt.recipe.command_line import read_command
 from hf_tfopt.recipe.loading import load
 from hf_tfopt.recipe.seq2seq_keys import Seq2SeqRecipe
 from hf_tfopt.recipe.seq2seq_model import new_tokenizer
+from tests.killed import killed_after
 from tests.processes import TwoInterpreters
 from tests.scripts.loaded import (
     SHORT_RUN,
     as_flags,
     history,
-    killed_after,
     load_script,
     save_models,
     script_path,
@@ -668,11 +669,11 @@ def test_no_process_waits_for_one_that_cannot_generate(monkeypatch: pytest.Monke
         seq2seq_generation, "gather_object", lambda told: [*told, ([], "OutOfMemoryError: 18 GiB")]
     )
     monkeypatch.setattr(seq2seq_generation, "_own_texts", lambda *_: [(0, "eins")])
-    rows = {"input_ids": [[1], [2]]}
+    rows = datasets.Dataset.from_dict({"input_ids": [[1], [2]]})
     with pytest.raises(RuntimeError, match="on another process: OutOfMemoryError: 18 GiB"):
-        seq2seq_generation.generated(lambda: None, None, rows, 1)  # type: ignore[arg-type]
+        seq2seq_generation.generated(lambda: None, None, rows, 1)
     with pytest.raises(torch.OutOfMemoryError, match="18 GiB were asked for"):
-        seq2seq_generation.generated(out_of_memory, None, rows, 1)  # type: ignore[arg-type]
+        seq2seq_generation.generated(out_of_memory, None, rows, 1)
 
 
 def test_what_a_change_puts_out_of_force_is_laid_aside(tmp_path: Path) -> None:
