@@ -1,25 +1,55 @@
 // Loops over fp32 tensors in this process' memory: the sum of their squares, and LAMB's step.
 //
-// Sums are taken by blocks of fixed size and added up in the blocks' order, in fp64: they are the
-// same for any number of threads. Threads live for one call, which is milliseconds long.
+// Sums are taken by stretches of fixed size and added up in their order, in fp64: they are the
+// same for any number of threads.
+
+#include <dlfcn.h>
 
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <system_error>
 #include <thread>
 #include <vector>
 
 namespace {
 
-constexpr int64_t kBlock = 1 << 15;  // numbers that one thread takes at a time
-constexpr int64_t kPiece = 1 << 12;  // added up in fp32 at most
+constexpr int64_t kBlock = 1 << 15;    // numbers that one thread takes at a time in LAMB's step,
+constexpr int64_t kStretch = 1 << 18;  // and in a sum
+constexpr int64_t kPiece = 1 << 12;    // added up in fp32 at most, from each of two places
+constexpr int64_t kWidth = 1 << 4;     // of a vector
+constexpr int64_t kLanes = 1 << 2;     // vectors of one place that are squared at a time
+constexpr int64_t kStep = kWidth * kLanes;
+constexpr int64_t kAhead = 1 << 8;  // between what is read and what is asked for
 
 int64_t blocks_of(int64_t size) { return (size + kBlock - 1) / kBlock; }
+
+// OpenMP's pool of threads that torch's own loops run in, as torch finds it; null where it has none.
+// Its threads spin for milliseconds after a loop of torch's: others would share their processors.
+struct Pool {
+  void (*run)(void (*)(void*), void*, unsigned, unsigned);
+  int (*thread)();
+  int (*threads)();
+};
+
+const Pool& torchs_pool() {
+  auto find = [](const char* name) { return dlsym(RTLD_DEFAULT, name); };
+  static const Pool pool{reinterpret_cast<decltype(Pool::run)>(find("GOMP_parallel")),
+                         reinterpret_cast<int (*)()>(find("omp_get_thread_num")),
+                         reinterpret_cast<int (*)()>(find("omp_get_num_threads"))};
+  return pool;
+}
 
 // Call job(0, n) .. job(n - 1, n) at once; n is num_threads, or fewer if the system gives no more.
 template <typename Job>
 void in_parallel(int num_threads, const Job& job) {
+  if (num_threads > 1 && torchs_pool().run) {
+    auto call = [](void* data) {
+      (*static_cast<const Job*>(data))(torchs_pool().thread(), torchs_pool().threads());
+    };
+    return torchs_pool().run(call, const_cast<Job*>(&job), num_threads, 0);
+  }
   std::vector<std::thread> threads;
   std::atomic<int> given{0};
   try {
@@ -36,22 +66,36 @@ void in_parallel(int num_threads, const Job& job) {
   for (auto& thread : threads) thread.join();
 }
 
-// Four places of the block are read in turn: the processor then fetches four streams ahead, and
-// one alone does not fill its way to the memory.
+using Lanes = float __attribute__((vector_size(4 * kWidth)));
+using WideLanes = double __attribute__((vector_size(8 * kWidth)));
+
+Lanes squares_of(const float* x) {
+  __builtin_prefetch(x + kAhead);
+  Lanes lanes;
+  std::memcpy(&lanes, x, sizeof lanes);
+  return lanes * lanes;
+}
+
+// Two places of the stretch are read in turn, and asked for ahead: one stream alone, or what the
+// processor sees coming by itself, does not fill its way to the memory.
 double sum_of_squares(const float* x, int64_t size) {
-  const int64_t quarter = size / 4;
-  double sum = 0;
-  for (int64_t begin = 0; begin < quarter; begin += kPiece) {
-    const int64_t end = begin + kPiece < quarter ? begin + kPiece : quarter;
-    const float *second = x + quarter, *third = second + quarter, *fourth = third + quarter;
-    float squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t i = begin; i < end; ++i) {
-      squares += x[i] * x[i] + second[i] * second[i] + third[i] * third[i] + fourth[i] * fourth[i];
+  const int64_t half = size / 2 / kStep * kStep;
+  WideLanes wide{};
+  for (int64_t begin = 0; begin < half; begin += kPiece) {
+    const int64_t end = begin + kPiece < half ? begin + kPiece : half;
+    Lanes squares[2 * kLanes] = {};
+    for (const float* at = x + begin; at < x + end; at += kStep) {
+      for (int i = 0; i < kLanes; ++i) {
+        squares[i] += squares_of(at + kWidth * i);
+        squares[kLanes + i] += squares_of(at + kWidth * i + half);
+      }
     }
-    sum += squares;
+    for (int i = 1; i < 2 * kLanes; ++i) squares[0] += squares[i];
+    wide += __builtin_convertvector(squares[0], WideLanes);
   }
-  for (int64_t i = 4 * quarter; i < size; ++i) sum += static_cast<double>(x[i]) * x[i];
+  double sum = 0;
+  for (int i = 0; i < kWidth; ++i) sum += wide[i];
+  for (int64_t i = 2 * half; i < size; ++i) sum += static_cast<double>(x[i]) * x[i];
   return sum;
 }
 
@@ -122,18 +166,17 @@ extern "C" {
 // The sum of the squares of all numbers of `count` tensors.
 double tfopt_sum_of_squares(const float* const* tensors, const int64_t* sizes, int64_t count,
                             int num_threads) {
-  std::vector<int64_t> first(count + 1, 0);  // block of each tensor
-  for (int64_t i = 0; i < count; ++i) first[i + 1] = first[i] + blocks_of(sizes[i]);
+  std::vector<int64_t> first(count + 1, 0);  // stretch of each tensor
+  for (int64_t i = 0; i < count; ++i) first[i + 1] = first[i] + (sizes[i] + kStretch - 1) / kStretch;
   std::vector<double> sums(first[count]);
-  in_parallel(num_threads, [&](int thread, int threads) {
-    const int64_t begin = first[count] * thread / threads;
-    const int64_t end = first[count] * (thread + 1) / threads;
-    int64_t i = 0;
-    for (int64_t block = begin; block < end; ++block) {
-      while (block >= first[i + 1]) ++i;
-      const int64_t offset = (block - first[i]) * kBlock;
+  std::atomic<int64_t> next{0};
+  in_parallel(num_threads, [&](int, int) {
+    int64_t i = 0, stretch;
+    while ((stretch = next.fetch_add(1)) < first[count]) {
+      while (stretch >= first[i + 1]) ++i;
+      const int64_t offset = (stretch - first[i]) * kStretch;
       const int64_t left = sizes[i] - offset;
-      sums[block] = sum_of_squares(tensors[i] + offset, left < kBlock ? left : kBlock);
+      sums[stretch] = sum_of_squares(tensors[i] + offset, left < kStretch ? left : kStretch);
     }
   });
   double sum = 0;

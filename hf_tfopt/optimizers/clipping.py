@@ -34,25 +34,26 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float = math.inf) -> 
     """
     if max_norm != math.inf:
         check_positive("max_norm", max_norm)
-    trained = [parameter for parameter in parameters if parameter.grad is not None]
-    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-    if not all(is_on_one_cpu(gradient) for gradient in gradients):
-        return torchs_clip_grad_norm(trained, max_norm)
-    if not gradients:
-        return torch.zeros(())
+    trained = list(parameters)
+    gradients = [gradient for p in trained if (gradient := p.grad) is not None]
     total = _length(gradients)
+    if total is None:
+        return torchs_clip_grad_norm(trained, max_norm)
     if not total <= max_norm:  # also where it is not a number, as torch's
         foreach_mul(gradients, max_norm / (float(total) + 1e-6))
     return total
 
 
-def _length(gradients: list[Tensor]) -> Tensor:
+def _length(gradients: list[Tensor]) -> Tensor | None:
+    """‖g‖ of all gradients as one vector; None where they are not in this process' own memory."""
     squares = sum_of_squares(gradients)
     if squares is not None:
         return torch.tensor(math.sqrt(squares), dtype=torch.float32)
+    if not all(is_on_one_cpu(gradient) for gradient in gradients):
+        return None
     return torch.linalg.vector_norm(torch.stack([norm(gradient) for gradient in gradients]))
 
 
 def is_on_one_cpu(tensor: Tensor) -> bool:
     """Whether all of a tensor is in this process' own memory, where a number is read at once."""
-    return tensor.device.type == "cpu" and not isinstance(tensor, DTensor)
+    return tensor.is_cpu and not isinstance(tensor, DTensor)

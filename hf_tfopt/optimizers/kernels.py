@@ -50,7 +50,7 @@ def takes(tensor: Tensor) -> bool:
     """Whether the loops can read a tensor: a plain one in fp32, one number after the other."""
     return (
         type(tensor) in (Tensor, nn.Parameter)  # DTensor and quantized ones keep theirs elsewhere
-        and tensor.device.type == "cpu"
+        and tensor.is_cpu
         and tensor.dtype == torch.float32
         and tensor.layout == torch.strided
         and tensor.is_contiguous()
@@ -60,7 +60,7 @@ def takes(tensor: Tensor) -> bool:
 def sum_of_squares(tensors: Sequence[Tensor]) -> float | None:
     """`sum((t.double() ** 2).sum() for t in tensors)`; None where it is not to be had.
 
-    Up to 16,384 squares are added up in fp32, and these sums in fp64.
+    Up to 8,192 squares are added up in fp32, and these sums in fp64.
     """
     compiled = library("optimizers")
     if compiled is None or not all(takes(tensor) for tensor in tensors):

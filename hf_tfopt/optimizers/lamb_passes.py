@@ -1,14 +1,19 @@
 """The two passes of LAMB over a tensor: its direction and lengths, then its step."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from hf_tfopt.optimizers.adam_direction import AdamDirection
+from hf_tfopt.optimizers.adam_direction import FOREVER, AdamDirection
+from hf_tfopt.optimizers.foreach import fused_adamw
+from hf_tfopt.optimizers.kernels import takes
 from hf_tfopt.optimizers.sharding import norm
+
+PIECE = 2**19  # numbers that a CPU keeps at hand from one operation to the next
 
 
 class Passes(Protocol):
@@ -26,7 +31,7 @@ class Passes(Protocol):
 
 
 class EagerPasses:
-    """By torch's fused Adam and four more readings of the tensor."""
+    """By torch's fused Adam and four more readings of the tensor, piece by piece on a CPU."""
 
     def __init__(self, adam: AdamDirection):
         self.adam = adam
@@ -35,8 +40,40 @@ class EagerPasses:
         self, weight: Tensor, gradient: Tensor, state: Mapping[str, Tensor], direction: Tensor
     ) -> Tensor:
         """See `Passes`."""
-        self.adam.write([weight], [gradient], [state], [direction])
-        return torch.stack([norm(weight), norm(direction)])
+        tensors = [weight, gradient, state["exp_avg"], state["exp_avg_sq"], direction]
+        if not all(takes(tensor) for tensor in tensors):
+            self.adam.write([weight], [gradient], [state], [direction])
+            return torch.stack([norm(weight), norm(direction)])
+        step = state["step"].add_(1)
+        if not self.adam.bias_correction:
+            step = torch.full_like(step, FOREVER)
+        pieces = zip(*(tensor.view(-1).split(PIECE) for tensor in tensors), strict=True)
+        squares = [square for piece in pieces for square in self._first_of(piece, step)]
+        read = torch.stack(squares).tolist()
+        return torch.tensor([math.fsum(read[::2]), math.fsum(read[1::2])]).sqrt()
+
+    def _first_of(self, piece: Sequence[Tensor], step: Tensor) -> tuple[Tensor, Tensor]:
+        """`AdamDirection.write` of a piece, from θ, g, m, v and u; ‖θ‖² and ‖u‖² of it."""
+        weight, gradient, m, v, direction = piece
+        (beta1, beta2), eps, decay, _ = self.adam
+        torch.mul(weight, decay, out=direction) if decay else direction.zero_()
+        weight_square = torch.dot(weight, weight)
+        fused_adamw(
+            [direction],
+            [gradient],
+            [m],
+            [v],
+            [],
+            [step],
+            lr=-1.0,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=0.0,
+            eps=eps,
+            amsgrad=False,
+            maximize=False,
+        )
+        return weight_square, torch.dot(direction, direction)
 
     def second(self, weight: Tensor, direction: Tensor, rate: Tensor) -> None:
         """See `Passes`."""

@@ -6,7 +6,7 @@ from torch import nn
 
 import hf_tfopt as tfo
 from hf_tfopt.native.build import find_compiler
-from hf_tfopt.optimizers import kernels
+from hf_tfopt.optimizers import kernels, lamb_passes
 from hf_tfopt.optimizers import lamb as module
 from hf_tfopt.optimizers.lamb import Lamb, lamb_state, trust_ratio
 from hf_tfopt.optimizers.lamb_passes import is_compilable
@@ -167,6 +167,29 @@ def test_strided_parameters_are_moved_whole() -> None:
     torch.testing.assert_close(parameter, twin)
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+def test_pieces_make_a_whole(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors of many pieces, of one and a bit, and one that cannot be cut."""
+    monkeypatch.setattr(module, "SMALLEST_ALONE", 0)
+    monkeypatch.setattr(kernels, "library", lambda name: None)
+
+    def trained(piece: int) -> tuple[list[torch.Tensor], list[float]]:
+        monkeypatch.setattr(lamb_passes, "PIECE", piece)
+        parameters = [*tensors(), nn.Parameter(torch.randn(9, 4).t())]
+        optimizer = Lamb(parameters, lr=1e-2, **options)
+        for _ in range(3):
+            set_gradients(parameters)
+            optimizer.step()
+        return [p.detach() for p in parameters], list(optimizer.trust_ratios().values())
+
+    whole, ratios = trained(10**6)
+    cut, found = trained(7)
+    # the norms' squares are added up in another order
+    assert found == pytest.approx(ratios, rel=1e-6)
+    for ours, expected in zip(cut, whole, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_parameters_without_gradient_keep_still_and_have_no_state() -> None:
     parameters = tensors()
     before = parameters[0].detach().clone()
@@ -192,55 +215,3 @@ def test_parameters_without_gradient_keep_still_and_have_no_state() -> None:
 def test_refuses_numbers_outside_their_range(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Lamb(tensors(), **{"lr": 1e-3, **options})
-
-
-@pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
-@pytest.mark.parametrize("num_threads", [1, 2, 3, 7])
-def test_our_loops_do_not_depend_on_threads(num_threads: int) -> None:
-    """Shared tensors of many blocks, one that ends inside a block, and small ones."""
-    before, sizes = torch.get_num_threads(), (400_001, 3, 32_768, 32_769, 900_000)
-
-    def trained(threads: int) -> list[torch.Tensor]:
-        torch.set_num_threads(threads)
-        torch.manual_seed(0)
-        parameters = [nn.Parameter(torch.randn(size)) for size in sizes]
-        optimizer = Lamb(parameters, lr=0.1, weight_decay=0.1)
-        for _ in range(2):
-            set_gradients(parameters)
-            optimizer.step()
-        assert [state["trust_ratio"] for state in optimizer.state.values()] != [1.0] * len(sizes)
-        return [parameter.detach() for parameter in parameters]
-
-    try:
-        for found, expected in zip(trained(num_threads), trained(1), strict=True):
-            assert torch.equal(found, expected)
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
-@pytest.mark.parametrize("sizes", [(1,), (3, 0, 4097), (400_001, 131_072, 5)])
-def test_the_sum_of_squares_is_exact(sizes: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    print("seed 0")
-    tensors = [torch.randn(size) for size in sizes]
-    exact = sum(tensor.double().square().sum().item() for tensor in tensors)
-    # fp32 sums of up to 16,384 numbers, in many parts each: a rounding of 6e-8 or two
-    assert kernels.sum_of_squares(tensors) == pytest.approx(exact, rel=2e-7)
-
-
-@pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
-def test_our_loops_take_plain_tensors_only_and_tell_autograd() -> None:
-    class Other(torch.Tensor):
-        pass
-
-    weight = nn.Parameter(torch.randn(4, 6))
-    assert kernels.takes(weight) and kernels.takes(weight.detach())
-    others = [weight.bfloat16(), weight.t(), weight.detach().to_sparse(), weight.to("meta")]
-    for other in (*others, weight.detach().as_subclass(Other)):
-        assert not kernels.takes(other)
-    loss = weight.square().sum()
-    weight.grad = torch.ones_like(weight)
-    Lamb([weight], lr=0.1).step()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()

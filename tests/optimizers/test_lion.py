@@ -56,3 +56,9 @@ def test_torchs_list_operations_are_what_they_are_taken_for() -> None:
     assert ones[0].tolist() == [2.0, 2.0]
     foreach.foreach_sign(ones)
     assert ones[0].tolist() == [1.0, 1.0]
+    assert foreach.foreach_norm(twos, 2, torch.float64)[0].item() == 8**0.5
+    m, v, step = torch.zeros(2), torch.zeros(2), torch.ones(())
+    rates = {"lr": 0.5, "beta1": 0.5, "beta2": 0.5, "weight_decay": 0.0, "eps": 0.0}
+    foreach.fused_adamw(ones, twos, [m], [v], [], [step], **rates, amsgrad=False, maximize=False)
+    assert (ones[0].tolist(), m.tolist(), v.tolist()) == ([0.5, 0.5], [1.0, 1.0], [2.0, 2.0])
+    assert step == 1

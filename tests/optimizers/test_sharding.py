@@ -1,10 +1,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 import hf_tfopt as tfo
-from hf_tfopt.optimizers.sharding import check_whole
+from hf_tfopt.optimizers.sharding import check_whole, norm
 from tests.processes import TwoInterpreters
 
 
@@ -14,6 +15,22 @@ def test_sharded_parameters_are_moved_as_whole_ones(two_interpreters: TwoInterpr
     pytest.importorskip("schedulefree")
     program = Path(__file__).with_name("sharded.py")
     assert "equal" in two_interpreters.run(program).stdout
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (2**20 + 3,), (3, 2**20), (64, 33)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_norms_are_exact_however_long_a_tensor_is(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    print("seed 0")
+    torch.manual_seed(0)
+    tensor = torch.rand(shape).to(dtype)
+    exact = tensor.double().square().sum().sqrt()
+    # a dot product of 2^20 numbers in fp32, by lanes and threads
+    torch.testing.assert_close(norm(tensor).double(), exact, rtol=1e-5, atol=0)
+    assert norm(tensor).dtype == torch.promote_types(dtype, torch.float32)
+    if len(shape) == 2:
+        torch.testing.assert_close(norm(tensor.t()).double(), exact, rtol=1e-5, atol=0)
 
 
 class FlatParameter(nn.Parameter):
