@@ -14,7 +14,9 @@ from hf_tfopt.data.keyed_bits import Integers, content_weights, moment, to_lane
 from hf_tfopt.data.masking_rule import MaskingRule, SpanTables, span_tables
 from hf_tfopt.data.words import WordTables
 from hf_tfopt.native.build import address, library
+from hf_tfopt.native.threads import num_threads
 
+PER_THREAD = 2**13  # tokens; fewer are not worth a thread
 NUM_KEPT = 8  # masking rates whose settings are kept: training's and evaluation's, mostly
 
 
@@ -154,7 +156,8 @@ class KernelBatch:
         tensors = {name: _tensor(batch, name, form.shape) for name in form.names}
         keys = _array(batch, "keys", most) if wants_keys else None
         ends = _array(batch, "ends", most + form.shape[0]) if form.is_apart else None
-        if self._compiled.tfopt_fill_batch(ctypes.byref(batch)):
+        threads = num_threads(form.num_places, PER_THREAD)
+        if self._compiled.tfopt_fill_batch(ctypes.byref(batch), threads):
             return None
         return Filled(
             tensors,

@@ -85,7 +85,9 @@ def cache_folder() -> Path:
 
 def _compiled(source: Path, compiler: str) -> Path:
     """The library of this source; compiled where it is not yet there."""
-    parts = (source.read_bytes(), compiler.encode(), " ".join(FLAGS).encode(), _processor())
+    headers = (path.read_bytes() for path in sorted(source.parent.glob("*.h")))
+    flags = " ".join(FLAGS).encode()
+    parts = (source.read_bytes(), *headers, compiler.encode(), flags, _processor())
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     path = cache_folder() / f"{source.stem}-{digest}.so"
     if not path.exists():

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "pool.h"
+
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -487,6 +489,65 @@ int64_t add_row(Batch& b, int64_t row, int64_t place, Scratch& scratch) {
   return length;
 }
 
+// Some of a batch's rows. What they append to the batch's lists has room of its own there.
+struct Part {
+  Batch batch;
+  int64_t place;  // of the first row's first token, and then of the end
+  int64_t problem;
+};
+
+void fill(Part& part) {
+  Batch& b = part.batch;
+  Scratch scratch;
+  for (int64_t i = 0; i < b.num_rows; ++i) {
+    if (i + 1 < b.num_rows) Slice(b.ids, b.rows[i + 1]).prefetch(b.ids.value_size);
+    const int64_t length = add_row(b, b.rows[i], part.place, scratch);
+    if (length < 0) {
+      part.problem = length;
+      return;
+    }
+    if (b.width) pad(b, part.place + length, b.width - length);
+    part.place += b.width ? b.width : length;
+  }
+}
+
+// As many parts as threads, of as many rows each.
+std::vector<Part> divide(const Batch& b, int num_threads) {
+  const int64_t num_parts = std::max<int64_t>(1, std::min<int64_t>(num_threads, b.num_rows));
+  std::vector<Part> parts;
+  int64_t row = 0, tokens = 0;
+  for (int64_t part = 1; part <= num_parts; ++part) {
+    const int64_t examples = b.positions.chunks ? tokens : row;  // before this part, at most
+    Batch own = b;
+    own.rows += row;
+    own.num_rows = b.num_rows * part / num_parts - row;
+    own.num_examples = own.num_ends = own.longest = 0;
+    if (b.keys) own.keys += examples;
+    if (b.ends) own.ends += examples + (b.width ? row : 0);
+    parts.push_back({own, b.width ? row * b.width : tokens, 0});
+    for (const int64_t end = row + own.num_rows; row < end; ++row) {
+      if (part < num_parts) tokens += Slice(b.ids, b.rows[row]).length;
+    }
+  }
+  return parts;
+}
+
+// The parts' lists become one; what is behind the last row is filled.
+int64_t join(Batch& b, const std::vector<Part>& parts) {
+  b.num_examples = b.num_ends = b.longest = 0;
+  for (const Part& part : parts) {
+    const Batch& own = part.batch;
+    if (part.problem) return part.problem;
+    if (b.keys) std::copy_n(own.keys, own.num_examples, b.keys + b.num_examples);
+    if (b.ends) std::copy_n(own.ends, own.num_ends, b.ends + b.num_ends);
+    b.num_examples += own.num_examples;
+    b.num_ends += own.num_ends;
+    b.longest = std::max(b.longest, own.longest);
+  }
+  pad(b, parts.back().place, b.total - parts.back().place);
+  return 0;
+}
+
 }  // namespace
 
 extern "C" {
@@ -502,19 +563,13 @@ void tfopt_measure_batch(Batch* b) {
 }
 
 // Fills the results; returns 0, or the problem that the first bad row has.
-int64_t tfopt_fill_batch(Batch* b) {
-  Scratch scratch;
-  int64_t place = 0;
-  b->num_examples = b->num_ends = b->longest = 0;
-  for (int64_t i = 0; i < b->num_rows; ++i) {
-    if (i + 1 < b->num_rows) Slice(b->ids, b->rows[i + 1]).prefetch(b->ids.value_size);
-    const int64_t length = add_row(*b, b->rows[i], place, scratch);
-    if (length < 0) return length;
-    if (b->width) pad(*b, place + length, b->width - length);
-    place += b->width ? b->width : length;
-  }
-  pad(*b, place, b->total - place);
-  return 0;
+int64_t tfopt_fill_batch(Batch* b, int num_threads) {
+  std::vector<Part> parts = divide(*b, num_threads);
+  std::atomic<size_t> next{0};
+  in_parallel(static_cast<int>(parts.size()), [&](int, int) {
+    for (size_t i; (i = next.fetch_add(1)) < parts.size();) fill(parts[i]);
+  });
+  return join(*b, parts);
 }
 
 }  // extern "C"

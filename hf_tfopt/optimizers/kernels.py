@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from hf_tfopt.native.build import address, library
+from hf_tfopt.native.threads import num_threads
 from hf_tfopt.optimizers.adam_direction import AdamDirection
 from hf_tfopt.optimizers.foreach import foreach_add
 
@@ -72,7 +73,7 @@ def sum_of_squares(tensors: Sequence[Tensor]) -> float | None:
         address(places, "u8"),
         address(sizes, "i8"),
         ctypes.c_int64(len(sizes)),
-        _num_threads(int(sizes.sum())),
+        num_threads(int(sizes.sum()), PER_THREAD),
     )
     return total
 
@@ -100,9 +101,9 @@ def lamb_step(
         tensors[name] = [tensor.data_ptr() for tensor in group]
     tensors["size"] = [parameter.numel() for parameter in parameters]
     tensors["corrections"] = _corrections(steps, adam)
-    num_threads = _num_threads(int(tensors["size"].sum()))
+    threads = num_threads(int(tensors["size"].sum()), PER_THREAD)
     compiled.tfopt_lamb_room.restype = ctypes.c_int64
-    room = compiled.tfopt_lamb_room(ctypes.c_int64(int(tensors["size"].max())), num_threads)
+    room = compiled.tfopt_lamb_room(ctypes.c_int64(int(tensors["size"].max())), threads)
     memory = room_in(scratch, room, averages[0][0])
     cap = math.inf if max_trust_ratio is None else max_trust_ratio
     settings = _Settings(lr, *adam.betas, adam.eps, adam.inner_decay, cap, is_adaptive)
@@ -111,7 +112,7 @@ def lamb_step(
         ctypes.c_int64(len(tensors)),
         ctypes.byref(settings),
         ctypes.c_void_p(memory.data_ptr()),
-        num_threads,
+        threads,
     )
     increment_version([*parameters, *averages[0], *averages[1]])  # autograd sees no such writing
     ratios = torch.from_numpy(tensors["ratio"].astype(np.float32)).unbind()
@@ -134,7 +135,3 @@ def _corrections(steps: Sequence[Tensor], adam: AdamDirection) -> Any:
         return 1.0
     taken = torch.stack(list(steps)).double().numpy()[:, None]
     return 1 / (1 - np.array(adam.betas) ** taken)
-
-
-def _num_threads(size: int) -> ctypes.c_int:
-    return ctypes.c_int(max(1, min(torch.get_num_threads(), size // PER_THREAD)))

@@ -1,6 +1,9 @@
 """A masked batch is the same to the last bit with the compiled form and with arrays."""
 
+import ctypes
 import gc
+import subprocess
+import sys
 import weakref
 from itertools import pairwise
 from typing import Any
@@ -11,6 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from hf_tfopt.data import masking_kernel
 from hf_tfopt.data.masking_rule import UNITS, span_tables
 from hf_tfopt.data.packing import pack
 from hf_tfopt.data.rows import ArrowRows
@@ -120,6 +124,10 @@ def test_both_forms_give_the_same_batch(
         rows = arrow.__getitems__(list(chosen))
         arrays, compiled = batches(collator, rows, monkeypatch)
         assert_equal(arrays, compiled)
+        for threads in (2, 3, 40):
+            with monkeypatch.context() as patched:
+                patched.setattr(masking_kernel, "num_threads", lambda *_: ctypes.c_int(threads))  # noqa: B023
+                assert_equal(collator(rows), compiled)
         assert (arrays["labels"] != -100).any()
         # rows of lists are the same rows
         assert_equal(compiled, collator([dataset[i] for i in chosen]))
@@ -193,3 +201,32 @@ def test_tables_read_by_address_live_as_long_as_the_collator() -> None:
     gc.collect()
     assert table() is not None
     assert_equal(collator(rows), first)
+
+
+FORKED = """
+import multiprocessing
+import torch
+from hf_tfopt.native.threads import num_threads
+from tests.data.test_collators import make_collator, make_tokenizer
+
+torch.set_num_threads(2)
+torch.ones(10**6).add(1)  # starts torch's threads, which a forked process does not have
+collator = make_collator(make_tokenizer())
+rows = [{"input_ids": [2, *[9] * 998, 3]} for _ in range(50)]
+assert num_threads(10**6, 1).value == 2
+
+
+def labels():
+    return collator(rows)["labels"].tolist()
+
+
+expected = labels()
+with multiprocessing.get_context("fork").Pool(1) as pool:
+    assert pool.apply(num_threads, (10**6, 1)).value == 1
+    assert pool.apply_async(labels).get(60) == expected
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are not forked elsewhere")
+def test_forked_processes_do_not_wait_for_threads_they_have_not() -> None:
+    subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=120)

@@ -1,12 +1,15 @@
 """Masks: what is chosen, how often, with what in its place, and by what bits."""
 
+import ctypes
 from array import array
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from hf_tfopt.data import masking_kernel
 from hf_tfopt.data.batch_form import IGNORED, Form
 from hf_tfopt.data.columns import Lists
 from hf_tfopt.data.flat_batch import RowLists
@@ -92,6 +95,12 @@ def compiled_targets(ids: Integers, bounds: Integers, kernel: MaskingKernel, *ke
     form = Form((1, len(ids)), True, True, False, 0, 0)
     filled = batch.fill(form, wants_keys=True)
     assert filled is not None and filled.keys is not None and filled.ends is not None
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(masking_kernel, "num_threads", lambda *_: ctypes.c_int(3))
+        again = batch.fill(form, wants_keys=True)
+    assert again is not None and again.keys is not None and again.ends is not None
+    assert all(torch.equal(again.tensors[name], filled.tensors[name]) for name in filled.tensors)
+    assert np.array_equal(again.keys, filled.keys) and np.array_equal(again.ends, filled.ends)
     assert filled.keys.tolist() == example_keys(ids, bounds, *key[1:])[CHOICE].tolist()
     assert filled.ends.tolist() == np.unique(bounds[1:][np.diff(bounds) > 0]).tolist()
     labels, inputs = (filled.tensors[name].numpy()[0] for name in ("labels", "input_ids"))
