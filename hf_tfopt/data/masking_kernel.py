@@ -16,7 +16,7 @@ from hf_tfopt.data.words import WordTables
 from hf_tfopt.native.build import address, library
 from hf_tfopt.native.threads import num_threads
 
-PER_THREAD = 2**13  # tokens; fewer are not worth a thread
+PER_THREAD = 2**14  # tokens; fewer are not worth a thread
 NUM_KEPT = 8  # masking rates whose settings are kept: training's and evaluation's, mostly
 
 

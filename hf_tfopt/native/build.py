@@ -1,8 +1,9 @@
 """Compile a C++ file of ours once for this machine; where that cannot be done, do without.
 
-Every `*.cpp` in this folder is one library with a plain C interface for `ctypes`. It includes no
-header of Python or torch, so that it is compiled in about a second, and one library serves all
-their versions. What calls one has a slower twin of the same results, for want of a compiler.
+Every `*.cpp` in this folder is one library with a plain C interface for `ctypes`; `*.h` are shared
+by them. It includes no header of Python or torch, so that it is compiled in about a second, and one
+library serves all their versions; torch's threads are found by name while it runs. What calls one
+has a slower twin of the same results, for want of a compiler.
 """
 
 import ctypes

@@ -5,7 +5,9 @@
 // token, or a word (and every special token one by itself) where word tables or word ids are given.
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <cstdlib>
 #include <vector>
 
 #include "pool.h"
@@ -489,6 +491,8 @@ int64_t add_row(Batch& b, int64_t row, int64_t place, Scratch& scratch) {
   return length;
 }
 
+constexpr int kPartsPerThread = 2;  // rows are not equally long
+
 // Some of a batch's rows. What they append to the batch's lists has room of its own there.
 struct Part {
   Batch batch;
@@ -511,9 +515,9 @@ void fill(Part& part) {
   }
 }
 
-// As many parts as threads, of as many rows each.
-std::vector<Part> divide(const Batch& b, int num_threads) {
-  const int64_t num_parts = std::max<int64_t>(1, std::min<int64_t>(num_threads, b.num_rows));
+// So many parts, of as many rows each.
+std::vector<Part> divide(const Batch& b, int64_t wanted) {
+  const int64_t num_parts = std::max<int64_t>(1, std::min(wanted, b.num_rows));
   std::vector<Part> parts;
   int64_t row = 0, tokens = 0;
   for (int64_t part = 1; part <= num_parts; ++part) {
@@ -564,9 +568,10 @@ void tfopt_measure_batch(Batch* b) {
 
 // Fills the results; returns 0, or the problem that the first bad row has.
 int64_t tfopt_fill_batch(Batch* b, int num_threads) {
-  std::vector<Part> parts = divide(*b, num_threads);
+  const int most = std::abs(num_threads);
+  std::vector<Part> parts = divide(*b, most > 1 ? most * kPartsPerThread : 1);
   std::atomic<size_t> next{0};
-  in_parallel(static_cast<int>(parts.size()), [&](int, int) {
+  in_parallel(num_threads, [&](int, int) {
     for (size_t i; (i = next.fetch_add(1)) < parts.size();) fill(parts[i]);
   });
   return join(*b, parts);

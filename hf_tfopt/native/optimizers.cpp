@@ -1,11 +1,12 @@
 // Loops over fp32 tensors in this process' memory: the sum of their squares, and LAMB's step.
 //
-// Sums are taken by stretches of fixed size and added up in their order, in fp64: they are the
-// same for any number of threads.
+// Sums are taken by stretches of fixed size (in LAMB's step by blocks) and added up in their order,
+// in fp64: they are the same for any number of threads.
 
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <thread>
 #include <vector>
@@ -16,9 +17,13 @@ namespace {
 
 constexpr int64_t kBlock = 1 << 15;    // numbers that one thread takes at a time in LAMB's step,
 constexpr int64_t kStretch = 1 << 18;  // and in a sum
-constexpr int64_t kPiece = 1 << 12;    // added up in fp32 at most, from each of two places
+constexpr int64_t kPiece = 1 << 12;    // added up in fp32 at most, of each place that is read
 constexpr int64_t kWidth = 1 << 4;     // of a vector
-constexpr int64_t kLanes = 1 << 2;     // vectors of one place that are squared at a time
+#if defined(__AVX512F__)
+constexpr int64_t kLanes = 4;  // vectors of one place that are squared at a time
+#else
+constexpr int64_t kLanes = 2;  // of which each takes several registers
+#endif
 constexpr int64_t kStep = kWidth * kLanes;
 constexpr int64_t kAhead = 1 << 8;  // between what is read and what is asked for
 
@@ -27,11 +32,11 @@ int64_t blocks_of(int64_t size) { return (size + kBlock - 1) / kBlock; }
 using Lanes = float __attribute__((vector_size(4 * kWidth)));
 using WideLanes = double __attribute__((vector_size(8 * kWidth)));
 
-Lanes squares_of(const float* x) {
+void add_squares(const float* x, Lanes& squares) {
   __builtin_prefetch(x + kAhead);
   Lanes lanes;
   std::memcpy(&lanes, x, sizeof lanes);
-  return lanes * lanes;
+  squares += lanes * lanes;
 }
 
 // Two places of the stretch are read in turn, and asked for ahead: one stream alone, or what the
@@ -44,8 +49,8 @@ double sum_of_squares(const float* x, int64_t size) {
     Lanes squares[2 * kLanes] = {};
     for (const float* at = x + begin; at < x + end; at += kStep) {
       for (int i = 0; i < kLanes; ++i) {
-        squares[i] += squares_of(at + kWidth * i);
-        squares[kLanes + i] += squares_of(at + kWidth * i + half);
+        add_squares(at + kWidth * i, squares[i]);
+        add_squares(at + kWidth * i + half, squares[kLanes + i]);
       }
     }
     for (int i = 1; i < 2 * kLanes; ++i) squares[0] += squares[i];
@@ -144,7 +149,7 @@ double tfopt_sum_of_squares(const float* const* tensors, const int64_t* sizes, i
 
 // The numbers that `scratch` of tfopt_lamb_step must have room for.
 int64_t tfopt_lamb_room(int64_t largest, int num_threads) {
-  return (blocks_of(largest) + num_threads) * kBlock;
+  return (blocks_of(largest) + std::abs(num_threads)) * kBlock;
 }
 
 // One step of every tensor. A tensor of many blocks is shared by all threads, which wait for one

@@ -36,6 +36,8 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float = math.inf) -> 
         check_positive("max_norm", max_norm)
     trained = list(parameters)
     gradients = [gradient for p in trained if (gradient := p.grad) is not None]
+    if not gradients:
+        return torch.zeros(())
     total = _length(gradients)
     if total is None:
         return torchs_clip_grad_norm(trained, max_norm)

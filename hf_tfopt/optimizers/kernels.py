@@ -17,6 +17,7 @@ from hf_tfopt.optimizers.foreach import foreach_add
 
 Scratch = dict[tuple[torch.dtype, torch.device], Tensor]
 PER_THREAD = 2**16  # numbers; fewer are not worth a thread
+STRETCH = 2**18  # `kStretch` of native/optimizers.cpp: what a thread adds up at a time
 
 # `Tensor` of native/optimizers.cpp
 _TENSOR = np.dtype(
@@ -63,8 +64,8 @@ def sum_of_squares(tensors: Sequence[Tensor]) -> float | None:
 
     Up to 8,192 squares are added up in fp32, and these sums in fp64.
     """
-    compiled = library("optimizers")
-    if compiled is None or not all(takes(tensor) for tensor in tensors):
+    compiled = library("optimizers") if all(takes(tensor) for tensor in tensors) else None
+    if compiled is None:
         return None
     places = np.array([tensor.data_ptr() for tensor in tensors], dtype=np.uint64)
     sizes = np.array([tensor.numel() for tensor in tensors], dtype=np.int64)
@@ -73,7 +74,7 @@ def sum_of_squares(tensors: Sequence[Tensor]) -> float | None:
         address(places, "u8"),
         address(sizes, "i8"),
         ctypes.c_int64(len(sizes)),
-        num_threads(int(sizes.sum()), PER_THREAD),
+        num_threads(int(sizes.sum()), STRETCH),
     )
     return total
 
@@ -91,8 +92,9 @@ def lamb_step(
     gradients = [p.grad for p in parameters if p.grad is not None]
     averages = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq")]
     groups = (parameters, gradients, *averages)
-    compiled = library("optimizers")
-    if compiled is None or not all(takes(tensor) for group in groups for tensor in group):
+    is_taken = all(takes(tensor) for group in groups for tensor in group)
+    compiled = library("optimizers") if is_taken else None
+    if compiled is None:
         return False
     steps = [state["step"] for state in states]
     foreach_add(steps, 1)

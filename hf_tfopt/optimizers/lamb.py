@@ -1,6 +1,7 @@
 """LAMB: Adam's update with the decay inside, made as long as the weights that it changes."""
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -210,7 +211,7 @@ def _step_together(
     adam.write(weights, gradients, local_states, directions)
     ratios = torch.ones(len(parameters), device=weights[0].device)
     if is_adaptive:
-        wide = directions[0].dtype
+        wide = reduce(torch.promote_types, [direction.dtype for direction in directions])
         norms = [torch.stack(foreach_norm(group, 2, wide)) for group in (weights, directions)]
         lengths = whole_norms(torch.stack(norms), parameters)
         ratios = trust_ratio(lengths[0], lengths[1], max_trust_ratio)
@@ -229,7 +230,8 @@ def _ratio_of_one(parameter: Tensor, norms: Tensor, largest: float | None) -> Te
     weight_norm, update_norm = norms.tolist()  # a tenth of the time of as many small operations
     is_moving = weight_norm > 0 and update_norm > 0
     ratio = weight_norm / update_norm if is_moving else 1.0
-    return torch.tensor(ratio if largest is None else min(ratio, largest))
+    capped = ratio if largest is None else min(ratio, largest)
+    return torch.tensor(capped, dtype=norms.dtype, device=norms.device)
 
 
 def trust_ratio(weight_norms: Tensor, update_norms: Tensor, largest: float | None) -> Tensor:

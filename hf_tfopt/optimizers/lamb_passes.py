@@ -50,7 +50,8 @@ class EagerPasses:
         pieces = zip(*(tensor.view(-1).split(PIECE) for tensor in tensors), strict=True)
         squares = [square for piece in pieces for square in self._first_of(piece, step)]
         read = torch.stack(squares).tolist()
-        return torch.tensor([math.fsum(read[::2]), math.fsum(read[1::2])]).sqrt()
+        norms = [math.sqrt(math.fsum(read[first::2])) for first in (0, 1)]
+        return torch.tensor(norms, dtype=direction.dtype, device=direction.device)
 
     def _first_of(self, piece: Sequence[Tensor], step: Tensor) -> tuple[Tensor, Tensor]:
         """`AdamDirection.write` of a piece, from θ, g, m, v and u; ‖θ‖² and ‖u‖² of it."""

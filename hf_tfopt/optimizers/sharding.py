@@ -15,7 +15,7 @@ def norm(tensor: Tensor) -> Tensor:
     """‖x‖ of a tensor of any shape, in fp32 or wider: [] on its device, nothing read back."""
     dtype = torch.promote_types(tensor.dtype, torch.float32)
     is_plain = type(tensor) in (Tensor, nn.Parameter) and tensor.is_cpu
-    if is_plain and tensor.is_contiguous():
+    if is_plain and tensor.is_contiguous() and not tensor.is_complex():
         return _norm_by_pieces(tensor.detach().view(-1), dtype)
     if tensor.ndim > 1:  # row by row: a CPU reduces rows side by side, but a whole on one thread
         tensor = torch.linalg.vector_norm(tensor, dim=-1, dtype=dtype)

@@ -7,9 +7,12 @@ both. Spans have no stock form: they are compared with stock masking of tokens. 
 "unpadded" attention) are compared with stock padded batches of the same examples; of both, real
 tokens are counted. Stock masking of whole words takes rows of one length only.
 
+Both make their batches in the training's process. There ours fills a batch with torch's threads;
+in a DataLoader's worker, which has one, it is as with `--threads 1`.
+
 The floor is what numpy needs for 64 rows of 512 tokens when nothing is chosen and no loader is
-around it: `np.concatenate` of the rows' slices as int64, and `np.full` for labels and mask. The
-floor of masking adds one random byte for each token and two `np.where`.
+around it, on one thread: `np.concatenate` of the rows' slices as int64, and `np.full` for labels
+and mask. The floor of masking adds one random byte for each token and two `np.where`.
 Needs no network, and a minute.
 
     python scripts/benchmarks/collator.py
@@ -34,6 +37,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import torch
 import transformers
 from tokenizers import Tokenizer, models
 from transformers import (
@@ -213,9 +217,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds per case")
     parser.add_argument("--json", help="also write the results to this file")
+    parser.add_argument("--threads", type=int, help="of torch; 1 is what a worker has")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
     results = measure(options.rounds)
+    print(f"{torch.get_num_threads()} threads, of which ours and nobody else makes use")
     print(f"{'case':<20}{'stock':>10}{'ours':>10}{'ratio':>8}  Mtok/s; of the floor, of masking's")
     for case, speeds in results.items():
         ours = speeds["ours"]

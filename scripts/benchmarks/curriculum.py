@@ -1,21 +1,22 @@
-"""Seconds of training until a held-out masked-LM loss, with and without a length curriculum.
+"""Seconds of training to end at a held-out masked-LM loss, with and without a length curriculum.
 
 Everyone trains the preset bert-mini, on the embedded corpus and on this machine, and is judged by
-the same evaluation, of whole rows. Sides:
+the same evaluation of whole rows, at the end of a run. Sides:
 
     plain      the preset
-    truncate   examples cut to a length that grows over a share of the run; more steps, until the
-               model has seen as many tokens as in `plain`
-    reshape    the same lengths, but what is cut off is an example of its own: as many steps, with
-               as many tokens each
+    truncate   examples cut to a length that grows over a share of the run, and so more steps for as
+               many tokens
+    reshape    the same lengths, but what is cut off is an example of its own: as many steps for as
+               many tokens
 
-The learning rate's schedule has each side's own number of steps. The target is the loss with which
-`plain` of the same seed ends. A side's time is that of its steps, batches included, up to the first
-evaluation at or below the target; evaluations and start-up count for none. Sides take turns, seed
-by seed, each run in a fresh process: leave the machine alone meanwhile.
+The target is the loss that `plain` of the same seed ends with. Each other side has two budgets,
+shares of the tokens that `plain` sees, and each of its runs a learning rate's schedule that is
+whole. The seconds that a side needs lie on the line through its two runs; a target that is not
+between their losses is marked. A run's seconds are those of its steps, batches included. Runs take
+turns, seed by seed, each in a fresh process: leave the machine alone meanwhile.
 
     python scripts/benchmarks/curriculum.py                   # three seeds
-    python scripts/benchmarks/curriculum.py --seeds 1 --steps 40 --every 5
+    python scripts/benchmarks/curriculum.py --seeds 1 --steps 40
     python scripts/benchmarks/curriculum.py --start 16 --share 0.2
 """
 
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -58,24 +60,25 @@ def example_sizes(rows: Any) -> Any:
     return np.concatenate([segment_lengths(np.asarray(row)) for row in rows["position_ids"]])
 
 
-def num_steps(side: str, sizes: Any, options: argparse.Namespace) -> int:
-    """The steps in which a side sees as many tokens as `plain` does."""
+def num_steps(side: str, budget: float, sizes: Any, options: argparse.Namespace) -> int:
+    """The steps in which a side sees a budget of tokens: a share of what `plain` sees."""
     from hf_tfopt.data.curriculum import sequence_length
 
+    wanted = round(budget * options.steps)
     if side != "truncate":
-        return options.steps
+        return wanted
     share = {n: float(sizes.clip(max=n).sum() / sizes.sum()) for n in range(1, END + 1)}
-    steps = options.steps
+    steps = wanted
     while True:
         growth = max(1, round(options.share * steps))
         lengths = [sequence_length(t, options.start, END, growth) for t in range(steps)]
-        if sum(share[length] for length in lengths) >= options.steps:
+        if sum(share[length] for length in lengths) >= wanted:
             return steps
         steps += 1
 
 
-def run(side: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """The curve of one training: [step, seconds, held-out loss]."""
+def run(side: str, budget: float, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The steps and seconds of one training, and its held-out loss."""
     import torch
     from transformers import PrinterCallback, TrainerCallback, set_seed
 
@@ -84,7 +87,7 @@ def run(side: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     from hf_tfopt.recipe.masked_lm import masked_lm_model
 
     recipe, tokenizer, rows, held_out = material(options)
-    steps = num_steps(side, example_sizes(rows), options)
+    steps = num_steps(side, budget, example_sizes(rows), options)
     set_seed(seed)
     arguments = training_arguments(recipe, steps, torch.device("cpu"))
     arguments.output_dir, arguments.seed, arguments.data_seed = options.folder, seed, seed
@@ -99,7 +102,6 @@ def run(side: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     if side != "plain":
         growth = max(1, round(options.share * steps))
         curriculum = tfo.LengthCurriculum(options.start, growth, end=END, mode=side)
-    curve: list[list[float]] = []
     trainer = tfo.TfoptTrainer(
         model,
         arguments,
@@ -112,80 +114,79 @@ def run(side: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     )
 
     class Clock(TrainerCallback):
-        """Seconds of steps; it stands still while the model is evaluated."""
+        """Seconds of the steps."""
 
-        seconds, begun = 0.0, 0.0
+        begun, ended = 0.0, 0.0
 
         def on_epoch_begin(self, args: Any, state: Any, control: Any, **told: Any) -> None:
-            self.begun = time.perf_counter()
+            self.begun = self.begun or time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **told: Any) -> None:
-            step = state.global_step
-            self.seconds += time.perf_counter() - self.begun
-            if step % options.every == 0 or step == steps:
-                loss = trainer.evaluate()["eval_loss"]
-                curve.append([step, self.seconds, loss])
-            self.begun = time.perf_counter()
+            self.ended = time.perf_counter()
 
+    clock = Clock()
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Clock())
+    trainer.add_callback(clock)
     trainer.train()
-    print(f"{side}, seed {seed}: {curve[-1]}", flush=True)
-    return {"side": side, "seed": seed, "curve": curve}
+    seconds, loss = clock.ended - clock.begun, trainer.evaluate()["eval_loss"]
+    print(f"{side} {budget}, seed {seed}: {steps} steps, {seconds:.1f} s, {loss:.4f}", flush=True)
+    return {"seconds": seconds, "loss": loss, "steps": steps}
 
 
-def seconds_to(target: float, curve: list[list[float]]) -> float:
-    """Until the first evaluation at or below the target; infinite if there is none."""
-    return next((seconds for _, seconds, loss in curve if loss <= target), float("inf"))
+def seconds_to(target: float, runs: list[dict[str, Any]]) -> float:
+    """On the line through two runs; not a number if more steps did not lower the loss."""
+    first, second = runs
+    gained = first["loss"] - second["loss"]
+    if gained <= 0:
+        return float("nan")
+    slope = (second["seconds"] - first["seconds"]) / gained
+    return first["seconds"] + slope * (first["loss"] - target)
 
 
-def table(found: list[dict[str, Any]]) -> None:
+def table(found: dict[tuple[str, int], list[dict[str, Any]]], seeds: int) -> None:
     """Each side against `plain` of the same seed, as text and as JSON."""
-    curves = {(entry["side"], entry["seed"]): entry["curve"] for entry in found}
-    seeds = sorted({seed for _, seed in curves})
     claims: dict[str, Any] = {}
-    print(f"{'':10}{'steps':>7}{'seconds':>9}{'last loss':>11}{'to target':>11}  ratio (seeds)")
-    for side in SIDES:
-        lasts = [curves[side, seed][-1] for seed in seeds]
-        targets = [curves["plain", seed][-1][2] for seed in seeds]
-        times = [seconds_to(t, curves[side, s]) for t, s in zip(targets, seeds, strict=True)]
-        plain = [curves["plain", seed][-1][1] for seed in seeds]
-        ratios = [ours / theirs for ours, theirs in zip(times, plain, strict=True)]
-        shown = ", ".join(f"{ratio:.3f}" for ratio in ratios)
-        numbers = [median(last[column] for last in lasts) for column in range(3)]
-        print(
-            f"{side:10}{numbers[0]:>7.0f}{numbers[1]:>9.1f}{numbers[2]:>11.4f}"
-            f"{median(times):>11.1f}  {median(ratios):.3f} ({shown})"
-        )
-        claims[side] = {"targets": targets, "seconds": times, "ratios": ratios}
-    print(json.dumps(claims))
+    for side in SIDES[1:]:
+        ratios: list[float] = []
+        shown: list[str] = []
+        for seed in range(seeds):
+            (plain,), runs = found["plain", seed], found[side, seed]
+            ratios.append(seconds_to(plain["loss"], runs) / plain["seconds"])
+            is_between = runs[0]["loss"] >= plain["loss"] >= runs[1]["loss"]
+            shown.append(f"{ratios[-1]:.3f}" + ("" if is_between else "*"))
+        print(f"{side:10}{median(ratios):.3f} of the seconds of plain ({', '.join(shown)})")
+        claims[side] = ratios
+    print("* the target is not between the losses of the two runs")
+    print(json.dumps({"ratios": claims, "runs": [[*key, runs] for key, runs in found.items()]}))
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=420, help="of the plain side")
-    parser.add_argument("--every", type=int, default=10, help="steps between evaluations")
+    parser.add_argument("--budgets", type=float, nargs=2, default=[0.8, 1.0], help="two")
     parser.add_argument("--start", type=int, default=32, help="tokens in the first step")
     parser.add_argument("--share", type=float, default=0.3, help="of the run, until full length")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    if not 0 < options.budgets[0] < options.budgets[1]:
+        parser.error(f"--budgets {options.budgets}: two shares, the smaller first")
     tune_allocator()
     if options.job is not None:
-        side, seed, path = json.loads(options.job)
-        Path(path).write_text(json.dumps(run(side, seed, options)))
+        side, budget, seed, path = json.loads(options.job)
+        Path(path).write_text(json.dumps(run(side, budget, seed, options)))
         return
-    flags = [f"--{n}={getattr(options, n)}" for n in ("steps", "every", "start", "share")]
-    found: list[dict[str, Any]] = []
+    flags = [f"--{n}={getattr(options, n)}" for n in ("steps", "start", "share")]
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(options.seeds):
-            for side in SIDES:
-                path = str(Path(folder) / "result.json")
-                job = ["--folder", folder, "--job", json.dumps([side, seed, path])]
+        path = str(Path(folder) / "result.json")
+        for seed, side in product(range(options.seeds), SIDES):
+            for budget in [1.0] if side == "plain" else options.budgets:
+                job = ["--folder", folder, "--job", json.dumps([side, budget, seed, path])]
                 subprocess.run([sys.executable, __file__, *flags, *job], check=True)
-                found.append(json.loads(Path(path).read_text()))
-    table(found)
+                found.setdefault((side, seed), []).append(json.loads(Path(path).read_text()))
+    table(found, options.seeds)
 
 
 if __name__ == "__main__":

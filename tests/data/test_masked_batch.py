@@ -98,6 +98,23 @@ def batches(collator: Any, rows: Any, monkeypatch: pytest.MonkeyPatch) -> list[d
     return found
 
 
+class Watched:
+    """In the place of a collator's clock: asks for the keys of every batch."""
+
+    is_hosted, is_watching, epoch = False, True, 0
+
+    def __init__(self) -> None:
+        self.keys: list[list[int]] = []
+
+    def watch(self, keys: Any) -> None:
+        self.keys.append(keys.tolist())
+
+
+def with_threads(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Batches of any size are filled by so many threads."""
+    patch.setattr(masking_kernel, "num_threads", lambda *_: ctypes.c_int(number))
+
+
 def assert_equal(first: dict[str, Any], second: dict[str, Any]) -> None:
     assert list(first) == list(second)
     for name, value in first.items():
@@ -122,12 +139,14 @@ def test_both_forms_give_the_same_batch(
     arrow = ArrowRows(dataset)
     for chosen in (range(len(dataset)), [4, 1, 1, 6, 5]):
         rows = arrow.__getitems__(list(chosen))
+        collator._clock = watched = Watched()
         arrays, compiled = batches(collator, rows, monkeypatch)
         assert_equal(arrays, compiled)
-        for threads in (2, 3, 40):
+        for threads in (2, 3, 40, -2):
             with monkeypatch.context() as patched:
-                patched.setattr(masking_kernel, "num_threads", lambda *_: ctypes.c_int(threads))  # noqa: B023
+                with_threads(patched, threads)
                 assert_equal(collator(rows), compiled)
+        assert all(keys == watched.keys[0] for keys in watched.keys)
         assert (arrays["labels"] != -100).any()
         # rows of lists are the same rows
         assert_equal(compiled, collator([dataset[i] for i in chosen]))
@@ -168,6 +187,16 @@ def test_columns_of_other_lengths_or_fractions_are_refused(
     fractions = datasets.Dataset.from_dict({"input_ids": [[2.0, 7.0]]})
     for rows in ([ArrowRows(fractions)[0]], list(fractions)):
         with pytest.raises(ValueError, match="whole numbers"):
+            make_collator(make_tokenizer())(rows)
+
+
+@pytest.mark.parametrize("place", [0, 13, 29])
+def test_a_bad_row_is_told_whoever_meets_it(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"input_ids": [2, 7, 3]} for _ in range(30)]
+    rows[place] = {"input_ids": [2, 10**6, 3]}
+    for threads in (1, 3):
+        with_threads(monkeypatch, threads)
+        with pytest.raises(ValueError, match="1000000"):
             make_collator(make_tokenizer())(rows)
 
 
@@ -222,7 +251,7 @@ def labels():
 
 expected = labels()
 with multiprocessing.get_context("fork").Pool(1) as pool:
-    assert pool.apply(num_threads, (10**6, 1)).value == 1
+    assert pool.apply(num_threads, (10**6, 1)).value == -2
     assert pool.apply_async(labels).get(60) == expected
 """
 

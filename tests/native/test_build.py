@@ -72,6 +72,20 @@ def test_a_changed_source_is_compiled_again(
     assert len(list(cache.iterdir())) == 2
 
 
+@needs_compiler
+def test_a_changed_header_is_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    text = '#include "said.h"\nextern "C" int answer() { return kAnswer; }'
+    (tmp_path / "changing.cpp").write_text(text)
+    for answer in (1, 2):
+        (tmp_path / "said.h").write_text(f"constexpr int kAnswer = {answer};")
+        build.library.cache_clear()
+        library = build.library("changing")
+        assert library is not None and library.answer() == answer
+
+
 def test_the_switch_turns_it_off(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(build.SWITCH, "0")
     assert build.library("rows") is None

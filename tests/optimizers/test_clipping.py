@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from hf_tfopt.optimizers import kernels
 from hf_tfopt.optimizers.clipping import clip_grad_norm
 
 
@@ -64,7 +65,12 @@ def test_bf16_gradients_have_an_fp32_norm() -> None:
     assert model.weight.grad.eq(1).all()
 
 
-def test_nothing_to_clip_and_a_norm_that_cannot_be() -> None:
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_nothing_to_clip_and_a_norm_that_cannot_be(
+    is_compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_compiled:
+        monkeypatch.setattr(kernels, "library", lambda name: None)
     assert clip_grad_norm(nn.Linear(2, 2).parameters(), 1.0) == 0
     with pytest.raises(ValueError, match="max_norm must be a number above 0, got 0"):
         clip_grad_norm([], 0)

@@ -190,6 +190,26 @@ def test_pieces_make_a_whole(options: dict[str, Any], monkeypatch: pytest.Monkey
         torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("smallest_alone", [0, 10**9])
+def test_precisions_stand_side_by_side(
+    smallest_alone: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fp32 and fp64 in one group; the ratios have the state's precision."""
+    monkeypatch.setattr(module, "SMALLEST_ALONE", smallest_alone)
+    monkeypatch.setattr(kernels, "library", lambda name: None)
+    weights = [torch.randn(5, 4), torch.randn(5, 4).double()]
+    parameters = [nn.Parameter(weight) for weight in weights]
+    naive = [NaiveLamb(weight, lr=0.1) for weight in weights]
+    optimizer = Lamb(parameters, lr=0.1)
+    for parameter, twin in zip(parameters, naive, strict=True):
+        parameter.grad = torch.randn_like(parameter)
+        twin.step(parameter.grad)
+    optimizer.step()
+    tolerances = (1e-5, 1e-9) if smallest_alone == 0 else (1e-5, 1e-5)
+    for parameter, twin, rtol in zip(parameters, naive, tolerances, strict=True):
+        torch.testing.assert_close(parameter.double(), twin.theta, rtol=rtol, atol=rtol)
+
+
 def test_parameters_without_gradient_keep_still_and_have_no_state() -> None:
     parameters = tensors()
     before = parameters[0].detach().clone()
