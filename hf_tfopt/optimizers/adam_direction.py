@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw as functional_adamw
 
 from hf_tfopt.optimizers.adamw import has_fused_kernel
-from hf_tfopt.optimizers.foreach import foreach_add
+from hf_tfopt.optimizers.foreach import foreach_add, fused_adamw
 
 FOREVER = 1e9  # after so many steps, Adam's averages have no bias left to correct
 
@@ -40,10 +40,7 @@ class AdamDirection(NamedTuple):
         It is one step of Adam from λ·θ with a learning rate of -1: so torch's fused kernel does it.
         """
         for direction, weight in zip(out, weights, strict=True):
-            if self.inner_decay:
-                torch.mul(weight.to(direction.dtype), self.inner_decay, out=direction)
-            else:
-                direction.zero_()
+            self._begin(direction, weight)
         steps = [state["step"] for state in states]
         functional_adamw(
             list(out),
@@ -51,7 +48,7 @@ class AdamDirection(NamedTuple):
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
-            steps if self.bias_correction else [torch.full_like(s, FOREVER) for s in steps],
+            [self.counted(step) for step in steps],
             fused=True if has_fused_kernel(out) else None,
             amsgrad=False,
             beta1=self.betas[0],
@@ -63,6 +60,46 @@ class AdamDirection(NamedTuple):
         )
         if not self.bias_correction:
             foreach_add(steps, 1)
+
+    def write_piece(
+        self, weight: Tensor, gradient: Tensor, m: Tensor, v: Tensor, out: Tensor, step: Tensor
+    ) -> None:
+        """`write` of a part of one tensor, all of it flat on one device, by the fused kernel.
+
+        Args:
+            weight: with the others in fp32 or wider, of one dtype.
+            gradient: of the weight.
+            m: the average of g.
+            v: the average of g².
+            out: u.
+            step: `counted`, this step included.
+        """
+        self._begin(out, weight)
+        fused_adamw(
+            [out],
+            [gradient],
+            [m],
+            [v],
+            [],
+            [step],
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=-1.0,
+            weight_decay=0.0,
+            eps=self.eps,
+            maximize=False,
+        )
+
+    def counted(self, step: Tensor) -> Tensor:
+        """The number of steps that the kernel corrects the bias for."""
+        return step if self.bias_correction else torch.full_like(step, FOREVER)
+
+    def _begin(self, direction: Tensor, weight: Tensor) -> None:
+        if self.inner_decay:
+            torch.mul(weight.to(direction.dtype), self.inner_decay, out=direction)
+        else:
+            direction.zero_()
 
 
 def _laid_out_as(pattern: Tensor, tensor: Tensor) -> Tensor:

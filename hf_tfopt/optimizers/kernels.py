@@ -2,7 +2,8 @@
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from hf_tfopt.optimizers.foreach import foreach_add
 
 Scratch = dict[tuple[torch.dtype, torch.device], Tensor]
 PER_THREAD = 2**16  # numbers; fewer are not worth a thread
-STRETCH = 2**18  # `kStretch` of native/optimizers.cpp: what a thread adds up at a time
 
 # `Tensor` of native/optimizers.cpp
 _TENSOR = np.dtype(
@@ -64,7 +64,7 @@ def sum_of_squares(tensors: Sequence[Tensor]) -> float | None:
 
     Up to 8,192 squares are added up in fp32, and these sums in fp64.
     """
-    compiled = library("optimizers") if all(takes(tensor) for tensor in tensors) else None
+    compiled = _loops_for(tensors)
     if compiled is None:
         return None
     places = np.array([tensor.data_ptr() for tensor in tensors], dtype=np.uint64)
@@ -74,7 +74,7 @@ def sum_of_squares(tensors: Sequence[Tensor]) -> float | None:
         address(places, "u8"),
         address(sizes, "i8"),
         ctypes.c_int64(len(sizes)),
-        num_threads(int(sizes.sum()), STRETCH),
+        num_threads(int(sizes.sum()), PER_THREAD),
     )
     return total
 
@@ -92,8 +92,7 @@ def lamb_step(
     gradients = [p.grad for p in parameters if p.grad is not None]
     averages = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq")]
     groups = (parameters, gradients, *averages)
-    is_taken = all(takes(tensor) for group in groups for tensor in group)
-    compiled = library("optimizers") if is_taken else None
+    compiled = _loops_for(chain.from_iterable(groups))
     if compiled is None:
         return False
     steps = [state["step"] for state in states]
@@ -129,6 +128,11 @@ def room_in(scratch: Scratch, size: int, like: Tensor) -> Tensor:
     if kind not in scratch or scratch[kind].numel() < size:
         scratch[kind] = torch.empty(size, dtype=like.dtype, device=like.device)
     return scratch[kind]
+
+
+def _loops_for(tensors: Iterable[Tensor]) -> ctypes.CDLL | None:
+    """The library, if there is one and it can read all of these."""
+    return library("optimizers") if all(takes(tensor) for tensor in tensors) else None
 
 
 def _corrections(steps: Sequence[Tensor], adam: AdamDirection) -> Any:

@@ -6,13 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from hf_tfopt.optimizers.adam_direction import AdamDirection
 from hf_tfopt.optimizers.adamw import adamw_state
 from hf_tfopt.optimizers.checks import check_adam, check_positive
 from hf_tfopt.optimizers.foreach import foreach_add, foreach_mul, foreach_norm
-from hf_tfopt.optimizers.group_clipping import is_at_hand
 from hf_tfopt.optimizers.kernels import Scratch, lamb_step, room_in
 from hf_tfopt.optimizers.lamb_passes import CompiledPasses, EagerPasses, Passes
 from hf_tfopt.optimizers.sharding import check_whole, local, whole_norms
@@ -189,7 +187,8 @@ def _step_one_by_one(
         own = {key: local(value) for key, value in state.items()}
         norms = passes.first(weight, gradient, own, direction)
         if is_adaptive:
-            state["trust_ratio"] = _ratio_of_one(parameter, norms, max_trust_ratio)
+            lengths = whole_norms(norms[:, None], [parameter])
+            state["trust_ratio"] = trust_ratio(lengths[0, 0], lengths[1, 0], max_trust_ratio)
         else:
             state["trust_ratio"] = torch.ones((), device=m.device)
         passes.second(weight, direction, lr * state["trust_ratio"])
@@ -219,19 +218,6 @@ def _step_together(
     foreach_add(weights, directions, alpha=-lr)
     for state, ratio in zip(states, ratios.unbind(), strict=True):
         state["trust_ratio"] = ratio
-
-
-def _ratio_of_one(parameter: Tensor, norms: Tensor, largest: float | None) -> Tensor:
-    """`trust_ratio` of a tensor, from ‖θ‖ and ‖u‖ of this process's part of it: [2]."""
-    if isinstance(parameter, DTensor):
-        norms = whole_norms(norms[:, None], [parameter])[:, 0]
-    if not is_at_hand(norms):
-        return trust_ratio(norms[0], norms[1], largest)
-    weight_norm, update_norm = norms.tolist()  # a tenth of the time of as many small operations
-    is_moving = weight_norm > 0 and update_norm > 0
-    ratio = weight_norm / update_norm if is_moving else 1.0
-    capped = ratio if largest is None else min(ratio, largest)
-    return torch.tensor(capped, dtype=norms.dtype, device=norms.device)
 
 
 def trust_ratio(weight_norms: Tensor, update_norms: Tensor, largest: float | None) -> Tensor:

@@ -8,8 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hf_tfopt.optimizers.adam_direction import FOREVER, AdamDirection
-from hf_tfopt.optimizers.foreach import fused_adamw
+from hf_tfopt.optimizers.adam_direction import AdamDirection
 from hf_tfopt.optimizers.kernels import takes
 from hf_tfopt.optimizers.sharding import norm
 
@@ -44,36 +43,18 @@ class EagerPasses:
         if not all(takes(tensor) for tensor in tensors):
             self.adam.write([weight], [gradient], [state], [direction])
             return torch.stack([norm(weight), norm(direction)])
-        step = state["step"].add_(1)
-        if not self.adam.bias_correction:
-            step = torch.full_like(step, FOREVER)
+        step = self.adam.counted(state["step"].add_(1))
         pieces = zip(*(tensor.view(-1).split(PIECE) for tensor in tensors), strict=True)
-        squares = [square for piece in pieces for square in self._first_of(piece, step)]
+        squares = [square for piece in pieces for square in self._squares(piece, step)]
         read = torch.stack(squares).tolist()
         norms = [math.sqrt(math.fsum(read[first::2])) for first in (0, 1)]
         return torch.tensor(norms, dtype=direction.dtype, device=direction.device)
 
-    def _first_of(self, piece: Sequence[Tensor], step: Tensor) -> tuple[Tensor, Tensor]:
-        """`AdamDirection.write` of a piece, from θ, g, m, v and u; ‖θ‖² and ‖u‖² of it."""
+    def _squares(self, piece: Sequence[Tensor], step: Tensor) -> tuple[Tensor, Tensor]:
+        """‖θ‖² and ‖u‖² of a piece of θ, g, m, v and u, which is written."""
         weight, gradient, m, v, direction = piece
-        (beta1, beta2), eps, decay, _ = self.adam
-        torch.mul(weight, decay, out=direction) if decay else direction.zero_()
         weight_square = torch.dot(weight, weight)
-        fused_adamw(
-            [direction],
-            [gradient],
-            [m],
-            [v],
-            [],
-            [step],
-            lr=-1.0,
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=0.0,
-            eps=eps,
-            amsgrad=False,
-            maximize=False,
-        )
+        self.adam.write_piece(weight, gradient, m, v, direction, step)
         return weight_square, torch.dot(direction, direction)
 
     def second(self, weight: Tensor, direction: Tensor, rate: Tensor) -> None:

@@ -223,7 +223,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
     results = measure(options.rounds)
-    print(f"{torch.get_num_threads()} threads, of which ours and nobody else makes use")
+    print(f"{torch.get_num_threads()} threads; stock makes use of one")
     print(f"{'case':<20}{'stock':>10}{'ours':>10}{'ratio':>8}  Mtok/s; of the floor, of masking's")
     for case, speeds in results.items():
         ours = speeds["ours"]

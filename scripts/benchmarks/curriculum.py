@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=420, help="of the plain side")
-    parser.add_argument("--budgets", type=float, nargs=2, default=[0.8, 1.0], help="two")
+    parser.add_argument("--budgets", type=float, nargs=2, default=[0.8, 1.0], help="of others")
     parser.add_argument("--start", type=int, default=32, help="tokens in the first step")
     parser.add_argument("--share", type=float, default=0.3, help="of the run, until full length")
     parser.add_argument("--folder", help=argparse.SUPPRESS)

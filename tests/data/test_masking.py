@@ -1,6 +1,5 @@
 """Masks: what is chosen, how often, with what in its place, and by what bits."""
 
-import ctypes
 from array import array
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from hf_tfopt.data import masking_kernel
 from hf_tfopt.data.batch_form import IGNORED, Form
 from hf_tfopt.data.columns import Lists
 from hf_tfopt.data.flat_batch import RowLists
@@ -35,6 +33,7 @@ from hf_tfopt.data.masking_rule import (
 )
 from hf_tfopt.data.words import WordTables
 from hf_tfopt.native.build import SWITCH, find_compiler, library
+from tests.data.test_masked_batch import with_threads
 from tests.references import masking as plain
 
 NUM_IDS, MASK, SPECIAL = 100, 4, (0, 1, 2, 3, 4)
@@ -96,7 +95,7 @@ def compiled_targets(ids: Integers, bounds: Integers, kernel: MaskingKernel, *ke
     filled = batch.fill(form, wants_keys=True)
     assert filled is not None and filled.keys is not None and filled.ends is not None
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(masking_kernel, "num_threads", lambda *_: ctypes.c_int(3))
+        with_threads(patched, 3)
         again = batch.fill(form, wants_keys=True)
     assert again is not None and again.keys is not None and again.ends is not None
     assert all(torch.equal(again.tensors[name], filled.tensors[name]) for name in filled.tensors)
